@@ -191,16 +191,12 @@ class ThompsonConfig(Section):
 AlgorithmConfig = UniformConfig | OptimalConfig | EmpiricalMeanConfig | LinUCBConfig | ThompsonConfig
 
 
-def inline() -> Any:
-    """A field whose own keys stand beside its owner's, in place of a nested mapping."""
-    return field(metadata={"inline": True})
-
-
 @dataclass(frozen=True)
 class ContextComponent(Section):
     """One algorithm of the context mixture Alg_0, with its relative weight."""
 
-    algorithm: AlgorithmConfig = inline()
+    algorithm: AlgorithmConfig = field(metadata={"inline": True})
+    """Its keys stand beside `weight`, not in a mapping of their own."""
     weight: NonNegative = 1.0
     """Relative weight; a trajectory comes from one component, drawn with these weights."""
 
@@ -350,12 +346,17 @@ def batch_problems(train: TrainConfig, workers: int) -> Iterator[Problem]:
     if train.global_batch % workers:
         near = max(workers, train.global_batch // workers * workers)
         yield Problem(
-            "global_batch", train.global_batch, f"a multiple of train.workers ({workers})", f"take train.global_batch={near}"
+            "global_batch",
+            train.global_batch,
+            f"a multiple of train.workers ({workers})",
+            f"take train.global_batch={near}",
         )
     elif isinstance(train.micro_batch, int) and (train.global_batch // workers) % train.micro_batch:
         share = train.global_batch // workers
         yield Problem(
-            "micro_batch", train.micro_batch, f"a divisor of a worker's share ({share} = {train.global_batch} / {workers})"
+            "micro_batch",
+            train.micro_batch,
+            f"a divisor of a worker's share ({share} = {train.global_batch} / {workers})",
         )
 
 
