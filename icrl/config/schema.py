@@ -7,7 +7,6 @@ section's own `problems()`, and raises one `ConfigError` that holds them all.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import re
 import typing
@@ -78,8 +77,7 @@ NonNegative = Annotated[float, AtLeast(0)]
 Seed = Annotated[int, AtLeast(0), AtMost(2**63 - 1)]
 
 
-@functools.cache
-def field_types(cls: type) -> dict[str, Any]:
+def field_types(cls: Any) -> dict[str, Any]:
     """Resolved annotations of a section, with their bounds."""
     return typing.get_type_hints(cls, include_extras=True)
 

@@ -1,0 +1,196 @@
+"""The run directory: layout, identity and status. The one truth about a run, whoever hosts it.
+
+run.json config.yaml resolved.yaml env.json status.json metrics.jsonl tb/ checkpoints/step-*/
+model.safetensors model.json results.json figures/ logs/
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from icrl.config import Config, Loaded, config_hash, difference, dump, from_dict, identity
+from icrl.files import atomic_write, locked, read_json, write_json
+
+State = Literal["created", "training", "trained", "stopped", "failed", "diverged", "done"]
+
+_PACKAGES = ("torch", "deepspeed", "ray", "zarr", "numpy", "numba", "omegaconf", "tensorboardX")
+_OWN_FILES = frozenset({"run.json", "config.yaml", "resolved.yaml", "env.json", "logs", ".lock"})
+
+
+class RunConflictError(ValueError):
+    """The directory belongs to something else: another config, or no run at all."""
+
+
+def default_path(config: Config) -> Path:
+    """Where the run lies: `run.dir`, or runs/<name>-<8 hex of the config>, under the storage root."""
+    name = config.run.dir or f"runs/{config.name}-{config_hash(config)}"
+    return Path(config.storage.root).absolute() / name
+
+
+def environment() -> dict[str, Any]:
+    """Provenance: library versions, commit, machine. Never part of an identity."""
+    versions = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "packages": versions,
+        "commit": commit(),
+    }
+
+
+def commit() -> str | None:
+    """The checkout's commit, with `+changes` where it has some; None outside a checkout."""
+    here = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    head = git("rev-parse", "HEAD")
+    return head and head + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths and records of one run."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def board(self) -> Path:
+        return self.path / "tb"
+
+    @property
+    def figures(self) -> Path:
+        return self.path / "figures"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results.json"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @staticmethod
+    def check(loaded: Loaded) -> RunDirectory:
+        """The directory the run will use, without touching it.
+
+        Raises:
+            RunConflictError: it holds a run of another config (the difference is in the message) or other files.
+        """
+        run = RunDirectory(default_path(loaded.config))
+        if not run.path.exists():
+            return run
+        if not run.path.is_dir():
+            raise RunConflictError(f"run.dir = {run.path}: expected a directory, got a file; choose another run.dir")
+        if not (run.path / "run.json").exists():
+            strangers = sorted(entry.name for entry in run.path.iterdir() if entry.name not in _OWN_FILES)
+            strangers = [name for name in strangers if not name.endswith(".partial")]
+            if strangers:
+                listed = ", ".join(strangers[:5])
+                raise RunConflictError(
+                    f"run.dir = {run.path}: expected an empty directory or a run, got {listed}; choose another run.dir"
+                )
+            return run
+        changes = difference(identity(run.config()), identity(loaded.config))
+        if changes:
+            raise RunConflictError(
+                f"run.dir = {run.path}: holds a run of another config:\n  "
+                + "\n  ".join(changes)
+                + "\nchoose another run.dir (null names one after the config), or undo the change to resume"
+            )
+        return run
+
+    @staticmethod
+    def open(loaded: Loaded) -> RunDirectory:
+        """Create the directory, or open it to resume; `run.json` is written last.
+
+        Raises:
+            RunConflictError: as `check`.
+        """
+        run = RunDirectory.check(loaded)
+        run.logs.mkdir(parents=True, exist_ok=True)
+        if not (run.path / "run.json").exists():
+            atomic_write(run.path / "config.yaml", loaded.given.encode())
+            atomic_write(run.path / "resolved.yaml", dump(loaded.config).encode())
+            write_json(run.path / "env.json", environment())
+            record = {
+                "name": loaded.config.name,
+                "config_hash": config_hash(loaded.config),
+                "config": str(loaded.path),
+                "overrides": list(loaded.overrides),
+                "created": time.time(),
+            }
+            write_json(run.path / "run.json", record)
+        return run
+
+    @staticmethod
+    def existing(path: Path) -> RunDirectory:
+        """The run at `path`.
+
+        Raises:
+            RunConflictError: there is none.
+        """
+        run = RunDirectory(path.absolute())
+        if not (run.path / "run.json").exists():
+            raise RunConflictError(
+                f"RUN_DIR = {path}: expected a run directory (with run.json), got "
+                + ("a directory without one" if path.is_dir() else "nothing there")
+                + "; train one with: python -m train CONFIG"
+            )
+        return run
+
+    def config(self) -> Config:
+        """The resolved config the run was made with."""
+        resolved = self.path / "resolved.yaml"
+        return from_dict(yaml.safe_load(resolved.read_text()), str(resolved))
+
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Held by whoever writes to the run; a second writer is refused with a ValueError."""
+        return locked(self.path / ".lock")
+
+    def set_status(self, state: State, **details: Any) -> None:
+        """Replace `status.json`."""
+        write_json(self.path / "status.json", {"state": state, "time": time.time(), **details})
+
+    def status(self) -> dict[str, Any]:
+        """`status.json`, or state "created" before there is one."""
+        path = self.path / "status.json"
+        return read_json(path) if path.exists() else {"state": "created"}
+
+    @contextlib.contextmanager
+    def failing(self) -> Iterator[None]:
+        """Marks the run failed, with the error's first line, when the body raises."""
+        try:
+            yield
+        except Exception as error:
+            first = (str(error).splitlines() or [""])[0]
+            self.set_status("failed", error=f"{type(error).__name__}: {first}")
+            raise
