@@ -1,0 +1,218 @@
+"""Counter-based randomness: every number is a pure function of (seed, split, stream, trajectory index, position).
+
+Philox4x32-10 (Salmon et al., 2011) with key (seed_lo, seed_hi) and counter (block, split << 16 | use << 8 | stream,
+index_lo, index_hi); position c is word c % 4 of block c // 4. `use` keeps uniforms, normals and orders apart.
+
+The device functions use only + - * / sqrt, integer operations and polynomials of their own, without fastmath, so that
+the bytes do not depend on the instruction set, on a vendor's libm or on how the loops around them are vectorised.
+
+Shapes: n indices, count numbers for each.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+Float32Array = npt.NDArray[np.float32]
+Int64Array = npt.NDArray[np.int64]
+Words = npt.NDArray[np.uint64]
+
+Word = Any  # np.uint32 inside compiled code, whose arithmetic NumPy's stubs cannot follow
+Real = Any  # np.float32 inside compiled code
+
+
+class Split(IntEnum):
+    """Disjoint sets of trajectories: the same index in two splits is two trajectories."""
+
+    TRAIN = 0
+    VALIDATION = 1
+    TEST = 2
+    EVAL = 3
+
+
+class Stream(IntEnum):
+    """What a random number is for: streams of one trajectory are independent."""
+
+    ENVIRONMENT = 0
+    REWARD = 1
+    ALGORITHM = 2
+    MIXTURE = 3
+    ORDER = 4
+
+
+USE_UNIFORM = 0
+USE_NORMAL = 1
+USE_ORDER = 2
+
+_M0 = np.uint64(0xD2511F53)
+_M1 = np.uint64(0xCD9E8D57)
+_W0 = np.uint32(0x9E3779B9)
+_W1 = np.uint32(0xBB67AE85)
+_32 = np.uint64(32)
+
+_UNIT = np.float32(2.0**-24)
+_HALF = np.float32(0.5)
+_ONE = np.float32(1.0)
+_TWO = np.float32(2.0)
+_SQRT2 = np.float32(1.4142135)
+_LN2 = np.float32(0.6931472)
+_HALF_PI = np.float32(1.5707964)
+_LOG2_E = np.float32(1.442695)
+_LN2_HIGH = np.float32(0.693359375)  # 9 bits, so that n * _LN2_HIGH is exact
+_LN2_LOW = np.float32(-2.1219444e-4)
+_EXP_FLOOR = np.float32(-87.0)
+
+# Taylor: 2 atanh(s) = 2 s (1 + s^2/3 + ...), |s| <= 0.172; sin and cos on |x| <= pi/4; exp on |x| <= ln(2)/2
+_L1, _L2, _L3, _L4 = (np.float32(1 / n) for n in (3, 5, 7, 9))
+_S1, _S2, _S3, _S4 = (np.float32(1 / n) for n in (-6, 120, -5040, 362880))
+_C1, _C2, _C3, _C4 = (np.float32(1 / n) for n in (-2, 24, -720, 40320))
+_E2, _E3, _E4, _E5, _E6, _E7 = (np.float32(1 / n) for n in (2, 6, 24, 120, 720, 5040))
+
+
+@njit(cache=True, forceinline=True)
+def philox(c0: Word, c1: Word, c2: Word, c3: Word, k0: Word, k1: Word) -> tuple[Word, Word, Word, Word]:
+    """Philox4x32-10 on uint32 scalars: four words of counter and two of key -> four random words."""
+    for _ in range(10):
+        p0 = _M0 * np.uint64(c0)
+        p1 = _M1 * np.uint64(c2)
+        c0 = np.uint32((p1 >> _32) ^ c1 ^ k0)
+        c1 = np.uint32(p1)
+        c2 = np.uint32((p0 >> _32) ^ c3 ^ k1)
+        c3 = np.uint32(p0)
+        k0 = np.uint32(k0 + _W0)
+        k1 = np.uint32(k1 + _W1)
+    return c0, c1, c2, c3
+
+
+@njit(cache=True, forceinline=True)
+def unit(word: Word) -> Real:
+    """uint32 -> float32 uniform on [0, 1), a multiple of 2**-24."""
+    return np.float32(np.int32(word >> np.uint32(8))) * _UNIT
+
+
+@njit(cache=True, forceinline=True)
+def normal_pair(word_a: Word, word_b: Word) -> tuple[Real, Real]:
+    """Two uint32 -> two independent float32 standard normals by Box-Muller; |z| <= 5.77 (24 bits of radius)."""
+    # n 2^-24 on (0, 1]: n = 2^e m with m in [sqrt(1/2), sqrt(2)), ln m = 2 atanh((m - 1) / (m + 1))
+    bits = np.float32(np.int32(word_a >> np.uint32(8)) + np.int32(1)).view(np.int32)
+    exponent = np.float32(np.int32((bits >> np.int32(23)) - np.int32(151)))
+    m = np.int32((bits & np.int32(0x7FFFFF)) | np.int32(0x3F800000)).view(np.float32)
+    large = m > _SQRT2
+    m = m * _HALF if large else m
+    exponent = exponent + _ONE if large else exponent
+    s = (m - _ONE) / (m + _ONE)
+    s2 = s * s
+    log = exponent * _LN2 + _TWO * s * (_ONE + s2 * (_L1 + s2 * (_L2 + s2 * (_L3 + s2 * _L4))))
+    radius = np.sqrt(-_TWO * log)
+    # the top two bits choose the quadrant, the next 24 the angle within (-pi/4, pi/4)
+    quadrant = word_b >> np.uint32(30)
+    fraction = np.float32(np.int32(np.uint32(word_b << np.uint32(2)) >> np.uint32(8))) * _UNIT
+    x = (fraction - _HALF) * _HALF_PI
+    x2 = x * x
+    sine = x * (_ONE + x2 * (_S1 + x2 * (_S2 + x2 * (_S3 + x2 * _S4))))
+    cosine = _ONE + x2 * (_C1 + x2 * (_C2 + x2 * (_C3 + x2 * _C4)))
+    odd = (quadrant & np.uint32(1)) != 0
+    a = sine if odd else cosine
+    b = cosine if odd else sine
+    a = -a if (quadrant == 1) | (quadrant == 2) else a
+    b = -b if quadrant >= 2 else b
+    return radius * a, radius * b
+
+
+@njit(cache=True, forceinline=True)
+def exp_nonpositive(x: Real) -> Real:
+    """float32 exp on x <= 0, relative error below 2e-7; below -87 it stays at exp(-87)."""
+    x = max(x, _EXP_FLOOR)
+    n = np.int32(_HALF - x * _LOG2_E)
+    f = np.float32(n)
+    r = x + f * _LN2_HIGH
+    r = r + f * _LN2_LOW
+    series = _ONE + r * (_ONE + r * (_E2 + r * (_E3 + r * (_E4 + r * (_E5 + r * (_E6 + r * _E7))))))
+    return series * np.int32((np.int32(127) - n) << np.int32(23)).view(np.float32)
+
+
+@njit(cache=True, nogil=True)
+def _fill_uniforms(k0: Word, k1: Word, tag: Word, indices: Int64Array, start: int, out: Float32Array) -> None:
+    for row in range(indices.size):
+        low, high = np.uint32(indices[row]), np.uint32(indices[row] >> 32)
+        for block in range(start // 4, (start + out.shape[1] + 3) // 4):
+            words = philox(np.uint32(block), tag, low, high, k0, k1)
+            for lane in range(4):
+                column = block * 4 + lane - start
+                if 0 <= column < out.shape[1]:
+                    out[row, column] = unit(words[lane])
+
+
+@njit(cache=True, nogil=True)
+def _fill_normals(k0: Word, k1: Word, tag: Word, indices: Int64Array, start: int, out: Float32Array) -> None:
+    for row in range(indices.size):
+        low, high = np.uint32(indices[row]), np.uint32(indices[row] >> 32)
+        for block in range(start // 4, (start + out.shape[1] + 3) // 4):
+            w0, w1, w2, w3 = philox(np.uint32(block), tag, low, high, k0, k1)
+            z0, z1 = normal_pair(w0, w1)
+            z2, z3 = normal_pair(w2, w3)
+            column = block * 4 - start
+            for lane, z in enumerate((z0, z1, z2, z3)):
+                if 0 <= column + lane < out.shape[1]:
+                    out[row, column + lane] = z
+
+
+@njit(cache=True, nogil=True)
+def _fill_words(k0: Word, k1: Word, tag: Word, low: Word, high: Word, out: Words) -> None:
+    for block in range(out.shape[0]):
+        words = philox(np.uint32(block), tag, low, high, k0, k1)
+        for pair in range(2):
+            out[block, pair] = (np.uint64(words[2 * pair]) << _32) | np.uint64(words[2 * pair + 1])
+
+
+def key_words(seed: int) -> tuple[np.uint32, np.uint32]:
+    """The Philox key of a seed in [0, 2**63)."""
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed = {seed}: expected 0 <= seed < 2**63")
+    return np.uint32(seed & 0xFFFFFFFF), np.uint32(seed >> 32)
+
+
+def tag_word(split: Split, stream: Stream, use: int) -> np.uint32:
+    """The second word of the counter."""
+    return np.uint32(split << 16 | use << 8 | stream)
+
+
+def checked_indices(indices: Int64Array) -> Int64Array:
+    """Trajectory indices as contiguous int64[n]; raises ValueError for another shape or a negative index."""
+    checked = np.ascontiguousarray(indices, dtype=np.int64)
+    if checked.ndim != 1 or (checked.size and checked.min() < 0):
+        raise ValueError("indices: expected a vector of non-negative integers")
+    return checked
+
+
+def uniforms(
+    seed: int, split: Split, stream: Stream, indices: Int64Array, count: int, *, start: int = 0
+) -> Float32Array:
+    """Positions start .. start + count - 1 of each index's uniforms on [0, 1), 24 bits: float32[n, count]."""
+    checked = checked_indices(indices)
+    out = np.empty((checked.size, count), np.float32)
+    _fill_uniforms(*key_words(seed), tag_word(split, stream, USE_UNIFORM), checked, start, out)
+    return out
+
+
+def normals(
+    seed: int, split: Split, stream: Stream, indices: Int64Array, count: int, *, start: int = 0
+) -> Float32Array:
+    """Positions start .. start + count - 1 of each index's standard normals: float32[n, count]."""
+    checked = checked_indices(indices)
+    out = np.empty((checked.size, count), np.float32)
+    _fill_normals(*key_words(seed), tag_word(split, stream, USE_NORMAL), checked, start, out)
+    return out
+
+
+def permutation(seed: int, split: Split, stream: Stream, n: int, key: int = 0) -> Int64Array:
+    """A uniform permutation of 0 .. n - 1 as int64[n], by sorting one 64-bit word for each; `key` >= 0 numbers them."""
+    words = np.empty(((n + 1) // 2, 2), np.uint64)
+    low, high = np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32)
+    _fill_words(*key_words(seed), tag_word(split, stream, USE_ORDER), low, high, words)
+    return np.argsort(words.reshape(-1)[:n], kind="stable").astype(np.int64, copy=False)
