@@ -1,0 +1,56 @@
+"""Algorithms: batched policies over interactions that run in lockstep, in float64 NumPy.
+
+They know environments and draw no random numbers of their own; rollouts hand them both.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from icrl.algorithms.base import Algorithm, Draws, choose, largest, one_hot
+from icrl.algorithms.empirical_mean import EmpiricalMean
+from icrl.algorithms.linucb import LinUCB
+from icrl.algorithms.optimal import Optimal
+from icrl.algorithms.thompson import Thompson, noise_variance
+from icrl.algorithms.uniform import Uniform
+from icrl.config.schema import (
+    AlgorithmConfig,
+    EmpiricalMeanConfig,
+    LinearBanditConfig,
+    LinUCBConfig,
+    OptimalConfig,
+    ThompsonConfig,
+    UniformConfig,
+)
+
+__all__ = [
+    "Algorithm",
+    "Draws",
+    "EmpiricalMean",
+    "LinUCB",
+    "Optimal",
+    "Thompson",
+    "Uniform",
+    "build",
+    "choose",
+    "largest",
+    "noise_variance",
+    "one_hot",
+]
+
+
+def build(config: AlgorithmConfig, environment: LinearBanditConfig) -> Algorithm:
+    """The algorithm that a config names."""
+    match config:
+        case UniformConfig():
+            return Uniform(config)
+        case OptimalConfig():
+            return Optimal(config)
+        case EmpiricalMeanConfig():
+            return EmpiricalMean(config)
+        case LinUCBConfig():
+            return LinUCB(config)
+        case ThompsonConfig():
+            return Thompson(config, environment)
+        case _:
+            assert_never(config)

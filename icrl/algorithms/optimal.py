@@ -1,0 +1,35 @@
+"""Plays the optimal action: the expert of DPT, and the zero line of regret.
+
+Shapes: B interactions, A actions.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from icrl.algorithms.base import Draws, one_hot
+from icrl.config.schema import OptimalConfig
+from icrl.envs import LinearBanditBatch
+
+
+class Optimal:
+    """a* of each environment, which it is shown."""
+
+    name = "optimal"
+
+    def __init__(self, config: OptimalConfig) -> None:
+        self.config = config
+
+    def reset(self, environments: LinearBanditBatch) -> None:
+        self._action = environments.optimal_action.astype(np.int64)
+        self._n_actions = environments.means.shape[1]
+
+    def probabilities(self) -> npt.NDArray[np.float64]:
+        return one_hot(self._action, self._n_actions)
+
+    def act(self, draws: Draws) -> npt.NDArray[np.int64]:
+        return self._action.copy()
+
+    def update(self, action: npt.NDArray[np.int64], reward: npt.NDArray[np.float32]) -> None:
+        pass

@@ -1,0 +1,77 @@
+"""Thompson sampling for linear bandits with a Gaussian prior (paper, section 4.2 and Thm 10).
+
+Shapes: B interactions, A actions, d dim, S Monte Carlo samples.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from icrl import streams
+from icrl.algorithms.base import Draws, largest
+from icrl.algorithms.posterior import RidgePosterior
+from icrl.config.schema import LinearBanditConfig, ThompsonConfig
+from icrl.envs import LinearBanditBatch
+from icrl.streams import Split, Stream
+
+MONTE_CARLO_SEED = 0x5448_4F4D_5053_4F4E
+"""Key of the samples behind `probabilities`, apart from the seeds that datasets and evaluations use."""
+
+
+class Thompson:
+    """Plays argmax <a, w> for w ~ N(mu_t, r Sigma_t^-1), Sigma_t = (r / lambda) I + sum_j a_j a_j'.
+
+    r is `noise_variance`, or the environment's own; lambda is `prior_variance`.
+    """
+
+    name = "thompson"
+    samples = 1024
+    """Monte Carlo samples behind `probabilities`."""
+
+    def __init__(self, config: ThompsonConfig, environment: LinearBanditConfig) -> None:
+        """Raises ValueError where noise_variance is null and the environment has no noise."""
+        self.config = config
+        self.noise_variance = noise_variance(config, environment)
+
+    def reset(self, environments: LinearBanditBatch) -> None:
+        self._posterior = RidgePosterior(environments.action_set, self.noise_variance / self.config.prior_variance)
+        self._round = 0
+
+    def probabilities(self) -> npt.NDArray[np.float64]:
+        """float64[B, A]: share of `samples` posterior samples whose best action is a; see `standard_error`.
+
+        The samples are a function of the round alone: calling it changes nothing that the algorithm plays.
+        """
+        d = self._posterior.mean.shape[1]
+        round_ = np.array([self._round])
+        z = streams.normals(MONTE_CARLO_SEED, Split.EVAL, Stream.ALGORITHM, round_, self.samples * d)
+        z_SD = z.reshape(self.samples, d).astype(np.float64)
+        mean, factors = self._posterior.means(), np.sqrt(self.noise_variance) * self._posterior.factors()
+        out = np.empty(mean.shape)
+        for first in range(0, len(mean), 64):  # B A S values need not be held at once
+            some = slice(first, first + 64)
+            best_BS = np.argmax(factors[some] @ z_SD.T + mean[some, :, None], axis=1)
+            for a in range(mean.shape[1]):
+                out[some, a] = np.count_nonzero(best_BS == a, axis=1) / self.samples
+        return out
+
+    def standard_error(self, probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """float64[B, A]: sqrt(p (1 - p) / samples), at most 1/64."""
+        return np.sqrt(probabilities * (1 - probabilities) / self.samples)
+
+    def act(self, draws: Draws) -> npt.NDArray[np.int64]:
+        noise = np.einsum("bad,bd->ba", self._posterior.factors(), draws.normal)
+        return largest(self._posterior.means() + np.sqrt(self.noise_variance) * noise)
+
+    def update(self, action: npt.NDArray[np.int64], reward: npt.NDArray[np.float32]) -> None:
+        self._posterior.update(action, reward)
+        self._round += 1
+
+
+def noise_variance(config: ThompsonConfig, environment: LinearBanditConfig) -> float:
+    """r: the configured one, or the environment's noise_std squared; raises ValueError where that is 0."""
+    variance = environment.noise_std**2 if config.noise_variance is None else config.noise_variance
+    if variance == 0:
+        raise ValueError("thompson.noise_variance = null with noise_std = 0: expected a positive noise_variance")
+    return variance
