@@ -1,0 +1,130 @@
+"""Trajectories as tokens: the three layouts, which token predicts which round, and the theory preset's blocks.
+
+Shapes: B trajectories, T rounds, A actions, d dim, N tokens, w width of the raw fields, D embed_dim.
+The token that predicts round t sees D_{t-1} and the action set, nothing of round t itself: action and reward of round t
+enter with a later token. Encoding round by round gives the same bits as encoding the whole trajectory.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from icrl.config.schema import EnvironmentConfig
+
+POSITION_WIDTH = 3
+"""pos_i = (i, i^2, 1)."""
+
+
+def fields_width(environment: EnvironmentConfig, tokens: Literal["paper", "onehot", "merged"]) -> int:
+    """w, the width of a token's raw fields."""
+    dim, n_actions = environment.dim, environment.n_actions
+    match tokens:
+        case "paper":
+            return dim + 1 + n_actions * dim
+        case "onehot":
+            return n_actions * dim + n_actions + 2
+        case "merged":
+            return n_actions * dim + n_actions + dim + 2
+
+
+def required_width(environment: EnvironmentConfig, tokens: Literal["paper", "onehot", "merged"]) -> int:
+    """Smallest embed_dim that holds the theory preset's blocks: raw fields, A outputs, 3 positions."""
+    return fields_width(environment, tokens) + environment.n_actions + POSITION_WIDTH
+
+
+class Tokenizer:
+    """One layout of a trajectory.
+
+    paper: h_{2t-1} = [0_{d+1} | a_1; ...; a_A], h_{2t} = [a_t; r_t | 0_{Ad}] (section 2.1 of the theory).
+    onehot: h_{2t-1} = [a_1; ...; a_A | 0_A | 0 | 1], h_{2t} = [0_{Ad} | one-hot a_t | r_t | 1].
+    merged: h_t = [a_1; ...; a_A | one-hot a_{t-1} | a_{t-1} | r_{t-1} | 1 at t = 1].
+    """
+
+    def __init__(self, environment: EnvironmentConfig, kind: Literal["paper", "onehot", "merged"]) -> None:
+        self.kind: Literal["paper", "onehot", "merged"] = kind
+        self.dim, self.n_actions, self.horizon = environment.dim, environment.n_actions, environment.horizon
+        self.tokens_per_round = 1 if kind == "merged" else 2
+        self.width = fields_width(environment, kind)
+        self.n_tokens = self.horizon * self.tokens_per_round
+
+    @property
+    def prediction(self) -> slice:
+        """The tokens whose outputs are the logits of rounds 1..T."""
+        return slice(0, None, self.tokens_per_round)
+
+    def encode(self, action_set: Tensor, action: Tensor, reward: Tensor) -> Tensor:
+        """Raw fields [B,N,w] of action_set [B,A,d], action int [B,T] and reward [B,T], in the dtype of `action_set`."""
+        if self.kind == "merged":
+            first = self._start(action_set)
+            later = self._played(action_set, action[:, :-1], reward[:, :-1])
+            return torch.cat([first, later], dim=1)
+        asked = self._start(action_set).expand(-1, action.shape[1], -1)
+        return torch.stack([asked, self._played(action_set, action, reward)], dim=2).flatten(1, 2)
+
+    def step(self, action_set: Tensor, previous: tuple[Tensor, Tensor] | None) -> Tensor:
+        """The tokens [B,n,w] that round t adds up to its prediction; `previous` = (action [B], reward [B]) of t - 1."""
+        if previous is None:
+            return self._start(action_set)
+        action, reward = previous
+        played = self._played(action_set, action[:, None], reward[:, None])
+        return played if self.kind == "merged" else torch.cat([played, self._start(action_set)], dim=1)
+
+    def _start(self, action_set: Tensor) -> Tensor:
+        """The token that asks for an action when nothing else is to be told, [B,1,w]."""
+        flat = action_set.flatten(1)
+        out = flat.new_zeros(flat.shape[0], 1, self.width)
+        if self.kind == "paper":
+            out[:, 0, self.dim + 1 :] = flat
+        else:
+            out[:, 0, : flat.shape[1]] = flat
+            out[:, 0, -1] = 1
+        return out
+
+    def _played(self, action_set: Tensor, action: Tensor, reward: Tensor) -> Tensor:
+        """The tokens that tell the plays (action [B,n], reward [B,n]), [B,n,w]."""
+        index = action.long()
+        reward = reward.to(action_set.dtype).unsqueeze(-1)
+        batch, n_rounds = index.shape
+        zeros = action_set.new_zeros(batch, n_rounds, self.n_actions * self.dim)
+        if self.kind == "paper":
+            return torch.cat([self._features(action_set, index), reward, zeros], dim=-1)
+        one_hot = action_set.new_zeros(batch, n_rounds, self.n_actions).scatter_(2, index.unsqueeze(-1), 1)
+        if self.kind == "onehot":
+            return torch.cat([zeros, one_hot, reward, torch.ones_like(reward)], dim=-1)
+        flat = action_set.flatten(1).unsqueeze(1).expand(-1, n_rounds, -1)
+        return torch.cat([flat, one_hot, self._features(action_set, index), reward, torch.zeros_like(reward)], dim=-1)
+
+    def _features(self, action_set: Tensor, index: Tensor) -> Tensor:
+        """Features [B,n,d] of the actions [B,n]."""
+        return action_set.gather(1, index.unsqueeze(-1).expand(-1, -1, self.dim))
+
+
+class TheoryLayout:
+    """Blocks [raw fields w | logits A | scratch | pos 3] of a token of width D = embed_dim.
+
+    With `paper` tokens these are the blocks a | b | c | d of the constructions. ValueError when D cannot hold them.
+    """
+
+    def __init__(self, environment: EnvironmentConfig, tokenizer: Tokenizer, embed_dim: int) -> None:
+        needed = required_width(environment, tokenizer.kind)
+        if embed_dim < needed:
+            raise ValueError(
+                f"model.embed_dim = {embed_dim}: expected at least {needed} for preset theory, {tokenizer.kind} tokens "
+                f"of {environment.n_actions} actions in dimension {environment.dim}; set model.embed_dim={needed}"
+            )
+        self.embed_dim = embed_dim
+        self.logits = slice(tokenizer.width, tokenizer.width + environment.n_actions)
+        self.scratch = slice(self.logits.stop, embed_dim - POSITION_WIDTH)
+        self.position = slice(embed_dim - POSITION_WIDTH, embed_dim)
+
+    def place(self, fields: Tensor, first: int) -> Tensor:
+        """Tokens [B,n,D] of raw fields [B,n,w]; `first` tokens came before (i is 1-based)."""
+        batch, n_tokens, width = fields.shape
+        out = fields.new_zeros(batch, n_tokens, self.embed_dim)
+        out[..., :width] = fields
+        index = torch.arange(first + 1, first + n_tokens + 1, device=fields.device).to(fields.dtype)
+        out[..., self.position] = torch.stack([index, index * index, torch.ones_like(index)], dim=-1)
+        return out
