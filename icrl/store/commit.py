@@ -1,0 +1,176 @@
+"""The layout of a dataset on disk, and what makes a shard data.
+
+    recipe.json                    what the dataset is
+    <split>.zarr/                  a Zarr v3 group; <array>/c.<shard>[.0...] are its shards
+    _commits/<split>/<shard>.json  rows, and the size and crc32c of each array's file
+
+A shard's files are written aside, fsynced and renamed; then, last and in the same way, its commit record. A shard
+without a record is not data, whatever lies on disk. Generation is deterministic, so writing a shard twice is harmless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from icrl.config import Config
+from icrl.files import atomic_write, make_directory, read_json, write_json
+from icrl.store.recipe import SPLITS, Recipe, dataset_recipe, recipe_sha256, require_same_recipe
+from icrl.store.schema import ArraySpec, Geometry, array_metadata, arrays_for, geometry_for
+from icrl.store.shard import crc32c_of, encode_shard
+from icrl.versions import KERNEL_VERSION, RNG_VERSION, SCHEMA_VERSION
+
+RECIPE_FILE = "recipe.json"
+LOCK_FILE = ".lock"
+
+
+def split_directory(dataset: Path, split: str) -> Path:
+    """The Zarr group of a split."""
+    return dataset / f"{split}.zarr"
+
+
+def shard_file(dataset: Path, split: str, spec: ArraySpec, shard: int) -> Path:
+    """The file of one array's shard."""
+    return split_directory(dataset, split) / spec.name / spec.key(shard)
+
+
+def record_file(dataset: Path, split: str, shard: int) -> Path:
+    """The commit record of a shard."""
+    return dataset / "_commits" / split / f"{shard}.json"
+
+
+def read_recipe(dataset: Path) -> Recipe | None:
+    """The recipe of a dataset, or None where there is no dataset.
+
+    Raises:
+        ValueError: if the recipe is damaged, or of a schema that this version does not read.
+    """
+    path = dataset / RECIPE_FILE
+    if not path.exists():
+        return None
+    recipe: Recipe = read_json(path)
+    version = recipe.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise ValueError(
+            f"{dataset} has schema_version {version}, this version reads {SCHEMA_VERSION}: generate it again elsewhere"
+        )
+    return recipe
+
+
+def initialise(dataset: Path, config: Config, provenance: Mapping[str, Any]) -> None:
+    """Make the dataset's directories and metadata, or find them as they should be; the caller holds the lock.
+
+    `provenance` (library versions, commit) is written beside the recipe when a split is first made; it never blocks.
+
+    Raises:
+        ValueError: if the directory holds another recipe, or something else than a dataset.
+    """
+    recipe = dataset_recipe(config)
+    stored = read_recipe(dataset)
+    if stored is not None:
+        require_same_recipe(dataset, stored, recipe)
+    else:
+        if foreign := sorted(path.name for path in dataset.iterdir() if not path.name.startswith(".")):
+            raise ValueError(
+                f"{dataset} is no dataset, yet holds {', '.join(foreign[:3])}: set dataset.path to a new one"
+            )
+        write_json(dataset / RECIPE_FILE, recipe)
+    specs = arrays_for(config)
+    for split in SPLITS:
+        _initialise_split(dataset, split, specs, geometry_for(specs, recipe["sizes"][split]), recipe, provenance)
+
+
+def initialised(dataset: Path, specs: tuple[ArraySpec, ...]) -> bool:
+    """Whether the recipe and all Zarr metadata are there."""
+    groups = [split_directory(dataset, split) for split in SPLITS]
+    files = [group / "zarr.json" for group in groups] + [
+        group / s.name / "zarr.json" for group in groups for s in specs
+    ]
+    return all(path.exists() for path in (dataset / RECIPE_FILE, *files))
+
+
+def _initialise_split(
+    dataset: Path,
+    split: str,
+    specs: tuple[ArraySpec, ...],
+    geometry: Geometry,
+    recipe: Recipe,
+    provenance: Mapping[str, Any],
+) -> None:
+    group = split_directory(dataset, split)
+    make_directory(record_file(dataset, split, 0).parent)
+    for spec in specs:
+        make_directory(group / spec.name)
+        if not (group / spec.name / "zarr.json").exists():
+            write_json(group / spec.name / "zarr.json", array_metadata(spec, geometry))
+    if not (group / "zarr.json").exists():
+        attributes = {
+            "split": split,
+            "n_trajectories": geometry.n,
+            "recipe": recipe,
+            "recipe_sha256": recipe_sha256(recipe),
+            "schema_version": SCHEMA_VERSION,
+            "rng_version": RNG_VERSION,
+            "kernel_version": KERNEL_VERSION,
+            "provenance": dict(provenance),
+        }
+        write_json(group / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": attributes})
+
+
+def write_shard(
+    dataset: Path,
+    split: str,
+    shard: int,
+    arrays: Mapping[str, npt.NDArray[Any]],
+    specs: tuple[ArraySpec, ...],
+    geometry: Geometry,
+) -> int:
+    """Write and commit one shard: `arrays` holds its rows, [stop - start, *row_shape] each. Returns bytes written."""
+    start, stop = geometry.shard_range(shard)
+    sums: dict[str, dict[str, Any]] = {}
+    for spec in specs:
+        rows = arrays[spec.name]
+        assert len(rows) == stop - start, (spec.name, len(rows), stop - start)
+        buffers = encode_shard(rows, spec, geometry)
+        atomic_write(shard_file(dataset, split, spec, shard), buffers)
+        sums[spec.name] = {"bytes": geometry.shard_bytes(spec, shard), "crc32c": f"{crc32c_of(buffers):08x}"}
+    write_json(record_file(dataset, split, shard), {"shard": shard, "rows": stop - start, "arrays": sums})
+    return sum(entry["bytes"] for entry in sums.values())
+
+
+def read_record(dataset: Path, split: str, shard: int) -> dict[str, Any] | None:
+    """The commit record of a shard, or None where there is none.
+
+    Raises:
+        ValueError: if the record is damaged.
+    """
+    path = record_file(dataset, split, shard)
+    if not path.exists():
+        return None
+    record: dict[str, Any] = read_json(path)
+    return record
+
+
+def missing(dataset: Path, split: str, specs: tuple[ArraySpec, ...], geometry: Geometry) -> list[int]:
+    """Shards of a split that are not data: no record, or a file that is gone or has another size."""
+    return [
+        shard
+        for shard in range(geometry.n_shards)
+        if not record_file(dataset, split, shard).exists()
+        or any(_size(shard_file(dataset, split, spec, shard)) != geometry.shard_bytes(spec, shard) for spec in specs)
+    ]
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return -1
+
+
+def withdraw(dataset: Path, split: str, shard: int) -> None:
+    """Take back a shard's commit record, so that the next generation writes the shard again."""
+    record_file(dataset, split, shard).unlink(missing_ok=True)

@@ -1,0 +1,70 @@
+"""What decides the bytes of a dataset, and where the dataset lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from icrl.config import Config, difference, to_dict
+from icrl.files import canonical_json, sha256_bytes
+from icrl.versions import KERNEL_VERSION, RNG_VERSION, SCHEMA_VERSION
+
+SPLITS = ("train", "validation", "test")
+"""Splits that are stored; each is its own stream of random numbers."""
+
+Recipe = dict[str, Any]
+"""Plain values, as in `recipe.json`."""
+
+
+def dataset_recipe(config: Config) -> Recipe:
+    """Everything that changes bytes, and nothing else.
+
+    Labels are views of stored arrays, so the expert is not in it: runs that differ in the label share a dataset.
+    """
+    return {
+        "environment": to_dict(config.environment),
+        "context": [to_dict(component) for component in config.context],
+        "seed": config.dataset.seed,
+        "sizes": {split: getattr(config.dataset, split) for split in SPLITS},
+        "materialise": sorted(set(config.dataset.materialise)),
+        "rng_version": RNG_VERSION,
+        "kernel_version": KERNEL_VERSION,
+        "schema_version": SCHEMA_VERSION,
+    }
+
+
+def recipe_sha256(recipe: Recipe) -> str:
+    """The sha256 of the recipe's canonical JSON."""
+    return sha256_bytes(canonical_json(recipe))
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """The first 8 hex digits of `recipe_sha256`, for directory names."""
+    return recipe_sha256(recipe)[:8]
+
+
+def dataset_path(config: Config) -> Path:
+    """Where the dataset of a config lies: `dataset.path`, or data/<name>-<8 hex of the recipe>, under `storage.root`.
+
+    Raises:
+        ValueError: if the place is not on a local or mounted disk.
+    """
+    name = config.dataset.path or f"data/{config.name}-{recipe_hash(dataset_recipe(config))}"
+    for key, value in (("storage.root", config.storage.root), ("dataset.path", name)):
+        if "://" in value:
+            raise ValueError(f"{key} = {value!r}: expected a directory on a local or mounted disk")
+    return Path(config.storage.root).expanduser().absolute() / Path(name).expanduser()
+
+
+def require_same_recipe(dataset: Path, stored: Recipe, asked: Recipe) -> None:
+    """Refuse a dataset of another recipe.
+
+    Raises:
+        ValueError: shows each key that differs, as `dataset -> config`.
+    """
+    if lines := difference(stored, asked):
+        raise ValueError(
+            f"{dataset} holds another recipe (dataset -> config):\n  "
+            + "\n  ".join(lines)
+            + "\nset dataset.path to another directory (null picks one for each recipe), or change the config back"
+        )
