@@ -174,14 +174,15 @@ class TrajectoryStream:
         batch: Batch = {"index": window.bases[chunk] + rows - window.starts[chunk]}
         for spec in self._reader.specs:
             batch[spec.name] = np.empty((len(rows), *spec.row_shape), spec.dtype)
+        place = np.full(len(window.order), -1)
+        place[rows] = np.arange(len(rows))
         # a chunk at a time: its pages are read in order, and its rows scattered to their places
-        by_chunk = np.argsort(chunk, kind="stable")
-        bounds = np.searchsorted(chunk[by_chunk], np.arange(len(window.chunks) + 1))
-        for i, number in enumerate(window.chunks.tolist()):
-            places = by_chunk[bounds[i] : bounds[i + 1]]
-            source = rows[places] - window.starts[i]
-            for name, values in self._reader.chunk(number).items():
-                batch[name][places] = values[source]
+        for number, start in zip(window.chunks.tolist(), window.starts.tolist(), strict=True):
+            arrays = self._reader.chunk(number)
+            to = place[start : start + len(arrays["action"])]
+            mine = slice(None) if len(rows) == len(place) else to >= 0
+            for name, values in arrays.items():
+                batch[name][to[mine]] = values[mine]
         return with_action_set(batch, self._environment, self._data_seed, self._split)
 
 

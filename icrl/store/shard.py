@@ -69,7 +69,7 @@ def map_shard(path: Path, spec: ArraySpec, geometry: Geometry, shard: int) -> np
     actual = path.stat().st_size
     if actual != expected:
         raise ValueError(f"{path} has {actual} bytes, expected {expected}: a damaged shard")
-    mapped = np.memmap(path, np.uint8, mode="r")
+    mapped = np.memmap(path, np.uint8, mode="r").view(np.ndarray)  # slicing a memmap itself is slow
     start, stop = geometry.shard_range(shard)
     present = -(-(stop - start) // geometry.chunk_rows)
     stride = geometry.chunk_rows * spec.row_bytes + _CRC_BYTES

@@ -1,0 +1,151 @@
+"""Bring a dataset to completion: in this process, or with actors of a running Ray."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from data_gen.plan import ShardTask, plan
+from data_gen.worker import ShardStats, TrajectoryWorker
+from icrl.config import Config
+from icrl.files import locked, make_directory, require_free, sweep_partials
+from icrl.run_dir import environment
+from icrl.store import LOCK_FILE, initialise
+
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a generation has come, after each shard."""
+
+    shards: int
+    shards_total: int
+    trajectories: int
+    trajectories_total: int
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a generation wrote; nothing, if the dataset was complete."""
+
+    dataset: Path
+    shards_written: int
+    trajectories_written: int
+    bytes_written: int
+    trajectories: int
+    """All trajectories of the dataset."""
+    bytes: int
+    """Size of the whole dataset."""
+    actors: int
+    """Actors at work; 0: in this process."""
+    generate_s: float
+    """Time spent in rollouts, summed over actors."""
+    write_s: float
+    """Time spent writing, summed over actors."""
+    seconds: float
+    """Wall time."""
+
+
+def _silent(_: Progress) -> None:
+    pass
+
+
+def generate(config: Config, *, progress: Callable[[Progress], None] = _silent) -> Summary:
+    """Write the missing shards of the dataset of a config; a complete dataset returns at once, without a lock.
+
+    With `dataset.actors` 0 in this process; otherwise with actors of the Ray that this process is connected to, each
+    with one CPU. An actor that dies is started again and its shard written again. The dataset is locked for as long as
+    this runs, whatever was left by a killed run is swept, and the bytes do not depend on the number of actors.
+
+    Raises:
+        ValueError: if the dataset is of another recipe, in use, or too large for its disk; if Ray is not running.
+    """
+    started = time.perf_counter()
+    found = plan(config)
+    if found.complete:
+        return _summary(config, [], 0, started)
+    require_free(found.dataset, found.bytes_needed)
+    make_directory(found.dataset)
+    with locked(found.dataset / LOCK_FILE):
+        sweep_partials(found.dataset)
+        initialise(found.dataset, config, environment())
+        tasks = plan(config).tasks
+        total = sum(task.trajectories for task in tasks)
+        trajectories = size = 0
+        actors = 0 if config.dataset.actors == 0 or not tasks else _actor_count(config.dataset.actors, len(tasks))
+        done: list[ShardStats] = []
+        for stats in _written(config, found.dataset, tasks, actors):
+            done.append(stats)
+            trajectories += stats.task.trajectories
+            size += stats.bytes
+            progress(Progress(len(done), len(tasks), trajectories, total, size, time.perf_counter() - started))
+    return _summary(config, done, actors, started)
+
+
+def _summary(config: Config, done: Sequence[ShardStats], actors: int, started: float) -> Summary:
+    found = plan(config)
+    return Summary(
+        dataset=found.dataset,
+        shards_written=len(done),
+        trajectories_written=sum(stats.task.trajectories for stats in done),
+        bytes_written=sum(stats.bytes for stats in done),
+        trajectories=found.trajectories,
+        bytes=found.bytes,
+        actors=actors,
+        generate_s=sum(stats.generate_s for stats in done),
+        write_s=sum(stats.write_s for stats in done),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _actor_count(asked: int | Literal["auto"], tasks: int) -> int:
+    import ray
+
+    if not ray.is_initialized():
+        raise ValueError(f"dataset.actors = {asked!r} needs a running Ray: start one, or set dataset.actors=0")
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 0)))
+    return min(cpus if asked == "auto" else asked, cpus, tasks)
+
+
+def _written(config: Config, dataset: Path, tasks: Sequence[ShardTask], actors: int) -> Iterator[ShardStats]:
+    if actors == 0:
+        worker = TrajectoryWorker(config, dataset)
+        yield from (worker.write(task) for task in tasks)
+    else:
+        yield from _written_by_actors(config, dataset, tasks, actors)
+
+
+def _written_by_actors(config: Config, dataset: Path, tasks: Sequence[ShardTask], actors: int) -> Iterator[ShardStats]:
+    """Hand out shards to actors that are up, one at a time each: at most `actors` shards are in flight."""
+    import ray
+
+    remote: Any = ray.remote(
+        num_cpus=1,
+        max_restarts=-1,
+        max_task_retries=-1,
+        runtime_env={"env_vars": dict.fromkeys(_THREADS, "1")},
+    )(TrajectoryWorker)
+    pool = [remote.remote(config, dataset) for _ in range(actors)]
+    try:
+        # an actor whose CPU is still taken by others holds no shard, so it delays none
+        in_flight = {actor.ready.remote(): actor for actor in pool}
+        waiting = iter(tasks)
+        left = len(tasks)
+        while left:
+            (answer,), _ = ray.wait(list(in_flight), num_returns=1)
+            actor = in_flight.pop(answer)
+            stats = ray.get(answer)
+            if (task := next(waiting, None)) is not None:
+                in_flight[actor.write.remote(task)] = actor
+            if stats is not None:
+                left -= 1
+                yield stats
+    finally:
+        for actor in pool:
+            ray.kill(actor)

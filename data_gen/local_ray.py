@@ -1,0 +1,106 @@
+"""A Ray of this command's own: a private temporary directory, 127.0.0.1, a token, and gone when the command ends."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from data_gen.plan import Plan
+from icrl.cli import TERMINATED
+from icrl.config import Config
+
+_OBJECT_STORE_BYTES = 150_000_000
+"""Trajectories never pass through it; this is room for Ray's own messages."""
+
+_QUIET = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TORCHDYNAMO_DISABLE": "1",
+}
+"""Read by Ray in the driver and handed on to its workers; the health check's default of 2 s would delay each report."""
+
+
+@contextlib.contextmanager
+def local_ray(*, num_cpus: int | None = None, verbose: bool = False) -> Iterator[None]:
+    """Start Ray on this machine, and stop it when the block ends, also by Ctrl-C or SIGTERM.
+
+    `num_cpus` is how many CPUs Ray counts with; None takes the machine's.
+    """
+    # short: the paths of Ray's sockets must stay under 108 bytes
+    directory = Path(tempfile.mkdtemp(prefix="icrl-ray-", dir="/tmp"))
+    token = directory / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    checkout = str(Path(__file__).resolve().parent.parent)
+    python_path = [checkout, *filter(None, [os.environ.get("PYTHONPATH")])]
+    settings = {
+        **_QUIET,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "PYTHONPATH": os.pathsep.join(python_path),
+    }
+    with _environment(settings), _terminating():
+        import ray
+
+        try:
+            ray.init(
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                logging_level=logging.INFO if verbose else logging.ERROR,
+                log_to_driver=verbose,
+                _temp_dir=str(directory),
+                _node_ip_address="127.0.0.1",
+            )
+            yield
+        finally:
+            ray.shutdown()
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def ray_for_actors(config: Config, plan: Plan) -> contextlib.AbstractContextManager[None]:
+    """A local Ray where generating needs one."""
+    if config.dataset.actors == 0 or not plan.tasks:
+        return contextlib.nullcontext()
+    return local_ray()
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _terminating() -> Iterator[None]:
+    """SIGTERM ends the block as an exception would, so that Ray is stopped; exit code 143."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        sys.exit(TERMINATED)
+
+    previous = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
