@@ -188,7 +188,7 @@ class Transformer(nn.Module):
         Row t depends on the action set and on rounds before t only, bit for bit.
         """
         fields = self.tokenizer.encode(action_set.to(self.dtype), action, reward)
-        return self._run(fields, None)[:, self.tokenizer.prediction]
+        return self._run(fields, None, self.tokenizer.prediction)
 
     def forward_cached(self, action_set: Tensor, previous: tuple[Tensor, Tensor] | None, cache: KVCache) -> Tensor:
         """Logits [B,A] of the next round; `previous` = (action int [B], reward [B]) of the last, None on the first.
@@ -196,7 +196,7 @@ class Transformer(nn.Module):
         ValueError once the horizon is over.
         """
         fields = self.tokenizer.step(action_set.to(self.dtype), previous)
-        return self._run(fields, cache)[:, -1]
+        return self._run(fields, cache, slice(-1, None)).squeeze(1)
 
     def new_cache(self, batch: int) -> KVCache:
         """An empty cache for this many interactions of a whole horizon."""
@@ -205,13 +205,13 @@ class Transformer(nn.Module):
         shape = (batch, heads, self.tokenizer.n_tokens, width)
         return KVCache(self.config.layers, shape, self.dtype, self.device)
 
-    def _run(self, fields_BNw: Tensor, cache: KVCache | None) -> Tensor:
+    def _run(self, fields_BNw: Tensor, cache: KVCache | None, wanted: slice) -> Tensor:
         h_BND = self.frame.enter(fields_BNw, cache.length if cache is not None else 0)
         for block in self.blocks:
             h_BND = block(h_BND, cache)
         if cache is not None:
             cache.advance(fields_BNw.shape[1])
-        logits: Tensor = self.frame.leave(h_BND)
+        logits: Tensor = self.frame.leave(h_BND[:, wanted])
         return logits
 
     def num_parameters(self) -> dict[str, int]:

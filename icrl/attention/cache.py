@@ -19,6 +19,11 @@ class KVCache:
         self.length = 0
         """Tokens held by every layer."""
 
+    @property
+    def batch(self) -> int:
+        """B."""
+        return self.keys.shape[1]
+
     def append(self, layer: int, k_BHNd: Tensor, v_BHNd: Tensor) -> tuple[Tensor, Tensor]:
         """Stores the new tokens of one layer; views [B,H,T,Dh] of all its keys and values.
 

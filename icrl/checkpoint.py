@@ -1,0 +1,80 @@
+"""A transformer on disk: `model.safetensors` (weights, their config inside) and `model.json` (the config, to read).
+
+The weights alone decide what is loaded, so a kill between the two writes leaves a whole model.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from icrl.config.build import build, to_dict
+from icrl.config.schema import ConfigError, LinearBanditConfig, ModelConfig
+from icrl.files import atomic_write, canonical_json, make_directory, write_json
+from icrl.model import Transformer
+
+WEIGHTS = "model.safetensors"
+CONFIG = "model.json"
+FORMAT = 1
+
+
+def save(model: Transformer, directory: Path) -> None:
+    """Write the weights (in their dtype) and the config, each atomically and durably."""
+    make_directory(directory)
+    config = {
+        "format": FORMAT,
+        "model": to_dict(model.config),
+        "environment": to_dict(model.environment),
+    }
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    metadata = {"icrl": canonical_json(config).decode()}
+    atomic_write(directory / WEIGHTS, safetensors.torch.save(weights, metadata))
+    write_json(directory / CONFIG, config)
+
+
+def load(directory: Path) -> Transformer:
+    """The transformer that `save` wrote, on the CPU, in the dtype of its weights.
+
+    ValueError when there is none, or when the file holds something else: another format, other names or other shapes.
+    """
+    path = directory / WEIGHTS
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; expected a directory written by icrl.checkpoint.save")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path}: not a whole safetensors file ({error})") from error
+    if "icrl" not in metadata:
+        raise ValueError(f"{path}: weights without an icrl config; expected a file written by icrl.checkpoint.save")
+    model = _build(json.loads(metadata["icrl"]), path)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if expected != found:
+        differing = sorted(name for name in expected | found if expected.get(name) != found.get(name))
+        name = differing[0]
+        raise ValueError(
+            f"{path}: {len(differing)} tensors differ from the model of its config, first {name}: "
+            f"got {found.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}"
+        )
+    model.to(next(iter(weights.values())).dtype)
+    model.load_state_dict(weights)
+    return model
+
+
+def _build(config: dict[str, Any], path: Path) -> Transformer:
+    if config["format"] != FORMAT:
+        raise ValueError(
+            f"{path}: format {config['format']}, expected {FORMAT}; it was written by another version of icrl"
+        )
+    try:
+        settings = build(ModelConfig, config["model"], "model")
+        return Transformer(settings, build(LinearBanditConfig, config["environment"], "environment"))
+    except ConfigError as error:
+        raise ValueError(f"{path}: its config does not fit this version of icrl: {error}") from error
