@@ -22,7 +22,7 @@ Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 
-Word = Any  # np.uint32 inside compiled code, whose arithmetic NumPy's stubs cannot follow
+Word = Any  # np.uint64 below 2**32 inside compiled code, whose arithmetic NumPy's stubs cannot follow
 Real = Any  # np.float32 inside compiled code
 
 
@@ -51,14 +51,18 @@ USE_ORDER = 2
 
 _M0 = np.uint64(0xD2511F53)
 _M1 = np.uint64(0xCD9E8D57)
-_W0 = np.uint32(0x9E3779B9)
-_W1 = np.uint32(0xBB67AE85)
+_W0 = np.uint64(0x9E3779B9)
+_W1 = np.uint64(0xBB67AE85)
+_LOW = np.uint64(0xFFFFFFFF)
+_8 = np.uint64(8)
 _32 = np.uint64(32)
 
 _UNIT = np.float32(2.0**-24)
+_2_24 = np.float32(2.0**24)
 _HALF = np.float32(0.5)
 _ONE = np.float32(1.0)
 _TWO = np.float32(2.0)
+_FOUR = np.float32(4.0)
 _SQRT2 = np.float32(1.4142135)
 _LN2 = np.float32(0.6931472)
 _HALF_PI = np.float32(1.5707964)
@@ -76,30 +80,32 @@ _E2, _E3, _E4, _E5, _E6, _E7 = (np.float32(1 / n) for n in (2, 6, 24, 120, 720, 
 
 @njit(cache=True, forceinline=True)
 def philox(c0: Word, c1: Word, c2: Word, c3: Word, k0: Word, k1: Word) -> tuple[Word, Word, Word, Word]:
-    """Philox4x32-10 on uint32 scalars: four words of counter and two of key -> four random words."""
+    """Philox4x32-10: four words of counter and two of key -> four random words, each a uint64 below 2**32.
+
+    64-bit lanes throughout: the products need them, and packing the words between rounds costs as much again.
+    """
     for _ in range(10):
-        p0 = _M0 * np.uint64(c0)
-        p1 = _M1 * np.uint64(c2)
-        c0 = np.uint32((p1 >> _32) ^ c1 ^ k0)
-        c1 = np.uint32(p1)
-        c2 = np.uint32((p0 >> _32) ^ c3 ^ k1)
-        c3 = np.uint32(p0)
-        k0 = np.uint32(k0 + _W0)
-        k1 = np.uint32(k1 + _W1)
+        p0 = _M0 * c0
+        p1 = _M1 * c2
+        c0, c1 = (p1 >> _32) ^ c1 ^ k0, p1 & _LOW
+        c2, c3 = (p0 >> _32) ^ c3 ^ k1, p0 & _LOW
+        k0 = (k0 + _W0) & _LOW
+        k1 = (k1 + _W1) & _LOW
     return c0, c1, c2, c3
 
 
 @njit(cache=True, forceinline=True)
 def unit(word: Word) -> Real:
-    """uint32 -> float32 uniform on [0, 1), a multiple of 2**-24."""
-    return np.float32(np.int32(word >> np.uint32(8))) * _UNIT
+    """A word -> float32 uniform on [0, 1), a multiple of 2**-24."""
+    return np.float32(np.int32(word >> _8)) * _UNIT
 
 
-@njit(cache=True, forceinline=True)
-def normal_pair(word_a: Word, word_b: Word) -> tuple[Real, Real]:
-    """Two uint32 -> two independent float32 standard normals by Box-Muller; |z| <= 5.77 (24 bits of radius)."""
-    # n 2^-24 on (0, 1]: n = 2^e m with m in [sqrt(1/2), sqrt(2)), ln m = 2 atanh((m - 1) / (m + 1))
-    bits = np.float32(np.int32(word_a >> np.uint32(8)) + np.int32(1)).view(np.int32)
+# error_model: no test for division by zero, whose branch would keep the loops around it from vectorising
+@njit(cache=True, forceinline=True, error_model="numpy")
+def normal_pair(u: Real, v: Real) -> tuple[Real, Real]:
+    """Two float32 from `unit` -> two independent float32 standard normals by Box-Muller; |z| <= 5.77 (24 bits)."""
+    # ln(n 2^-24), n = 1 .. 2^24: n = 2^e m with m in [sqrt(1/2), sqrt(2)), ln m = 2 atanh((m - 1) / (m + 1))
+    bits = np.float32(u * _2_24 + _ONE).view(np.int32)
     exponent = np.float32(np.int32((bits >> np.int32(23)) - np.int32(151)))
     m = np.int32((bits & np.int32(0x7FFFFF)) | np.int32(0x3F800000)).view(np.float32)
     large = m > _SQRT2
@@ -109,14 +115,14 @@ def normal_pair(word_a: Word, word_b: Word) -> tuple[Real, Real]:
     s2 = s * s
     log = exponent * _LN2 + _TWO * s * (_ONE + s2 * (_L1 + s2 * (_L2 + s2 * (_L3 + s2 * _L4))))
     radius = np.sqrt(-_TWO * log)
-    # the top two bits choose the quadrant, the next 24 the angle within (-pi/4, pi/4)
-    quadrant = word_b >> np.uint32(30)
-    fraction = np.float32(np.int32(np.uint32(word_b << np.uint32(2)) >> np.uint32(8))) * _UNIT
-    x = (fraction - _HALF) * _HALF_PI
+    # the top two bits of v choose the quadrant, the other 22 the angle in [-pi/4, pi/4)
+    turns = v * _FOUR
+    quadrant = np.int32(turns)
+    x = (turns - np.float32(quadrant) - _HALF) * _HALF_PI
     x2 = x * x
     sine = x * (_ONE + x2 * (_S1 + x2 * (_S2 + x2 * (_S3 + x2 * _S4))))
     cosine = _ONE + x2 * (_C1 + x2 * (_C2 + x2 * (_C3 + x2 * _C4)))
-    odd = (quadrant & np.uint32(1)) != 0
+    odd = (quadrant & np.int32(1)) != 0
     a = sine if odd else cosine
     b = cosine if odd else sine
     a = -a if (quadrant == 1) | (quadrant == 2) else a
@@ -139,9 +145,9 @@ def exp_nonpositive(x: Real) -> Real:
 @njit(cache=True, nogil=True)
 def _fill_uniforms(k0: Word, k1: Word, tag: Word, indices: Int64Array, start: int, out: Float32Array) -> None:
     for row in range(indices.size):
-        low, high = np.uint32(indices[row]), np.uint32(indices[row] >> 32)
+        low, high = np.uint64(indices[row]) & _LOW, np.uint64(indices[row]) >> _32
         for block in range(start // 4, (start + out.shape[1] + 3) // 4):
-            words = philox(np.uint32(block), tag, low, high, k0, k1)
+            words = philox(np.uint64(block), tag, low, high, k0, k1)
             for lane in range(4):
                 column = block * 4 + lane - start
                 if 0 <= column < out.shape[1]:
@@ -151,11 +157,11 @@ def _fill_uniforms(k0: Word, k1: Word, tag: Word, indices: Int64Array, start: in
 @njit(cache=True, nogil=True)
 def _fill_normals(k0: Word, k1: Word, tag: Word, indices: Int64Array, start: int, out: Float32Array) -> None:
     for row in range(indices.size):
-        low, high = np.uint32(indices[row]), np.uint32(indices[row] >> 32)
+        low, high = np.uint64(indices[row]) & _LOW, np.uint64(indices[row]) >> _32
         for block in range(start // 4, (start + out.shape[1] + 3) // 4):
-            w0, w1, w2, w3 = philox(np.uint32(block), tag, low, high, k0, k1)
-            z0, z1 = normal_pair(w0, w1)
-            z2, z3 = normal_pair(w2, w3)
+            w0, w1, w2, w3 = philox(np.uint64(block), tag, low, high, k0, k1)
+            z0, z1 = normal_pair(unit(w0), unit(w1))
+            z2, z3 = normal_pair(unit(w2), unit(w3))
             column = block * 4 - start
             for lane, z in enumerate((z0, z1, z2, z3)):
                 if 0 <= column + lane < out.shape[1]:
@@ -165,21 +171,21 @@ def _fill_normals(k0: Word, k1: Word, tag: Word, indices: Int64Array, start: int
 @njit(cache=True, nogil=True)
 def _fill_words(k0: Word, k1: Word, tag: Word, low: Word, high: Word, out: Words) -> None:
     for block in range(out.shape[0]):
-        words = philox(np.uint32(block), tag, low, high, k0, k1)
+        words = philox(np.uint64(block), tag, low, high, k0, k1)
         for pair in range(2):
-            out[block, pair] = (np.uint64(words[2 * pair]) << _32) | np.uint64(words[2 * pair + 1])
+            out[block, pair] = (words[2 * pair] << _32) | words[2 * pair + 1]
 
 
-def key_words(seed: int) -> tuple[np.uint32, np.uint32]:
-    """The Philox key of a seed in [0, 2**63)."""
+def key_words(seed: int) -> tuple[np.uint64, np.uint64]:
+    """The Philox key (low, high) of a seed in [0, 2**63); raises ValueError outside."""
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed = {seed}: expected 0 <= seed < 2**63")
-    return np.uint32(seed & 0xFFFFFFFF), np.uint32(seed >> 32)
+    return np.uint64(seed & 0xFFFFFFFF), np.uint64(seed >> 32)
 
 
-def tag_word(split: Split, stream: Stream, use: int) -> np.uint32:
+def tag_word(split: Split, stream: Stream, use: int) -> np.uint64:
     """The second word of the counter."""
-    return np.uint32(split << 16 | use << 8 | stream)
+    return np.uint64(split << 16 | use << 8 | stream)
 
 
 def checked_indices(indices: Int64Array) -> Int64Array:
@@ -213,6 +219,6 @@ def normals(
 def permutation(seed: int, split: Split, stream: Stream, n: int, key: int = 0) -> Int64Array:
     """A uniform permutation of 0 .. n - 1 as int64[n], by sorting one 64-bit word for each; `key` >= 0 numbers them."""
     words = np.empty(((n + 1) // 2, 2), np.uint64)
-    low, high = np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32)
+    low, high = np.uint64(key & 0xFFFFFFFF), np.uint64(key >> 32)
     _fill_words(*key_words(seed), tag_word(split, stream, USE_ORDER), low, high, words)
     return np.argsort(words.reshape(-1)[:n], kind="stable").astype(np.int64, copy=False)
