@@ -109,7 +109,8 @@ def _actor_count(asked: int | Literal["auto"], tasks: int) -> int:
 
     if not ray.is_initialized():
         raise ValueError(f"dataset.actors = {asked!r} needs a running Ray: start one, or set dataset.actors=0")
-    cpus = max(1, int(ray.cluster_resources().get("CPU", 0)))
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    cpus = max(1, int(resources.get("CPU", 0)))
     return min(cpus if asked == "auto" else asked, cpus, tasks)
 
 
