@@ -23,6 +23,7 @@ _OBJECT_STORE_BYTES = 150_000_000
 
 _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_DEDUP_LOGS": "1",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -34,10 +35,10 @@ _QUIET = {
 
 
 @contextlib.contextmanager
-def local_ray(*, num_cpus: int | None = None, verbose: bool = False) -> Iterator[None]:
+def local_ray(*, at_least: int = 1, verbose: bool = False) -> Iterator[None]:
     """Start Ray on this machine, and stop it when the block ends, also by Ctrl-C or SIGTERM.
 
-    `num_cpus` is how many CPUs Ray counts with; None takes the machine's.
+    Ray counts with the machine's CPUs, or `at_least` that many where there are fewer.
     """
     # short: the paths of Ray's sockets must stay under 108 bytes
     directory = Path(tempfile.mkdtemp(prefix="icrl-ray-", dir="/tmp"))
@@ -57,7 +58,7 @@ def local_ray(*, num_cpus: int | None = None, verbose: bool = False) -> Iterator
 
         try:
             ray.init(
-                num_cpus=num_cpus,
+                num_cpus=max(at_least, os.cpu_count() or 1),
                 include_dashboard=False,
                 object_store_memory=_OBJECT_STORE_BYTES,
                 logging_level=logging.INFO if verbose else logging.ERROR,

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 bad usage or config, 130 stopped by Ctrl-C, 143 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from icrl.config import ConfigError, Loaded, dump, load
+from icrl.config.schema import StorageConfig
 
 FAILED = 1
 USAGE = 2
@@ -67,12 +69,15 @@ def usage_errors() -> Iterator[None]:
         raise typer.Exit(USAGE) from None
 
 
-def read(path: Path, overrides: Sequence[str] | None, print_config: bool = False) -> Loaded:  # noqa: FBT001, FBT002
+def read(path: Path, overrides: Sequence[str] | None, print_config: bool = False) -> Loaded:
     """Load a config for a command; `--print-config` ends here."""
     unknown = [entry for entry in overrides or () if entry.startswith("-") and "=" not in entry]
     if unknown:
         raise ValueError(f"unknown option {unknown[0]}: see --help; a value is changed with key=value")
     loaded = load(path, overrides or ())
+    # absolute from here on: Ray's workers have other working directories
+    root = StorageConfig(str(Path(loaded.config.storage.root).expanduser().absolute()))
+    loaded = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, storage=root))
     if print_config:
         typer.echo(dump(loaded.config), nl=False)
         raise typer.Exit(0)

@@ -185,6 +185,19 @@ class RunDirectory:
         path = self.path / "status.json"
         return read_json(path) if path.exists() else {"state": "created"}
 
+    def request_stop(self, reason: str = "SIGTERM") -> None:
+        """Ask whoever trains here to stop after a checkpoint."""
+        write_json(self.path / "stop.json", {"reason": reason})
+
+    def stop_requested(self) -> str | None:
+        """The reason of a stop request, or None."""
+        path = self.path / "stop.json"
+        return str(read_json(path)["reason"]) if path.exists() else None
+
+    def clear_stop_request(self) -> None:
+        """Forget a stop request."""
+        (self.path / "stop.json").unlink(missing_ok=True)
+
     @contextlib.contextmanager
     def failing(self) -> Iterator[None]:
         """Marks the run failed, with the error's first line, when the body raises."""

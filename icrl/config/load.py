@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -139,7 +140,8 @@ def _compose(path: Path, root: Path, sources: dict[str, str], chain: tuple[Path,
         if not parent.is_file():
             names = ", ".join(sorted(str(p.relative_to(root).with_suffix("")) for p in root.rglob("*.yaml"))[:12])
             raise ConfigError([Problem("defaults", entry, f"a file under {root}", f"there are: {names}", where)])
-        merged = OmegaConf.merge(result, _compose(parent, root, sources, (*chain, path.resolve())))
+        shown = Path(os.path.relpath(parent))
+        merged = OmegaConf.merge(result, _compose(shown, root, sources, (*chain, path.resolve())))
         assert isinstance(merged, DictConfig)
         result = merged
     sources.update(marks)

@@ -234,7 +234,7 @@ class DatasetConfig(Section):
     """Trajectories held out for the test log-loss and generalisation error."""
     materialise: tuple[Literal["theta", "action_set"], ...] = ()
     """Regenerable arrays to store all the same."""
-    actors: PositiveInt | Literal["auto", 0] = "auto"
+    actors: Count | Literal["auto"] = "auto"
     """Ray actors that generate; auto: one per CPU, 0: in this process without Ray."""
 
 
@@ -311,6 +311,8 @@ class TrainConfig(Section):
     """Trajectories in one forward pass of one worker; auto: global_batch / workers, no accumulation."""
     workers: PositiveInt | Literal["auto"] = "auto"
     """Processes; auto: one per GPU, or 2 on CPU."""
+    threads: PositiveInt = 1
+    """Torch threads of a worker on CPU; a number of the config, so that sums do not depend on the machine."""
     seed: Seed = 0
     """Seeds the weights and the order of the data."""
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -1,0 +1,94 @@
+"""generate -> train -> eval as one job, on a local Ray or a cluster's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cluster.trial import train_in_ray
+from data_gen.generate import generate
+from data_gen.plan import Plan, plan
+from icrl.cli import FAILED, INTERRUPTED, TERMINATED, say
+from icrl.config import Loaded
+from icrl.files import require_free, size_text
+from icrl.progress import Progress
+from icrl.run_dir import RunDirectory
+from train.launch import TrainPlan, check
+
+
+@dataclass(frozen=True)
+class PipelinePlan:
+    """What the job is about to do."""
+
+    dataset: Plan
+    train: TrainPlan
+
+    def describe(self, loaded: Loaded) -> str:
+        data = self.dataset
+        evaluation = loaded.config.eval
+        return "\n".join(
+            [
+                f"dataset         {data.dataset}",
+                f"trajectories    {data.trajectories:,} ({size_text(data.bytes)}), {data.trajectories_missing:,} missing",
+                self.train.describe(loaded.config),
+                f"evaluation      {evaluation.environments} environments of horizon {loaded.config.environment.horizon}",
+            ]
+        )
+
+
+def check_all(loaded: Loaded) -> PipelinePlan:
+    """Every check of every stage, before any work; writes nothing.
+
+    Raises:
+        ConfigError, ValueError: the first stage that cannot run, and why.
+    """
+    training = check(loaded)
+    dataset = plan(loaded.config)
+    require_free(dataset.dataset, dataset.bytes_needed)
+    return PipelinePlan(dataset, training)
+
+
+def run_pipeline(loaded: Loaded, planned: PipelinePlan, progress: Progress) -> int:
+    """The stages that are not done yet; returns the exit code. Ray must be connected unless nothing is left to do."""
+    run = RunDirectory.open(loaded)
+    with run.lock(), run.failing():
+        if not planned.dataset.complete:
+            generate_stage(loaded, planned.dataset, progress)
+        if not planned.train.finished and (code := train_stage(loaded, planned.train, progress)):
+            return code
+        return evaluate_stage(loaded, run, progress)
+
+
+def generate_stage(loaded: Loaded, planned: Plan, progress: Progress) -> None:
+    """Write what the dataset lacks."""
+    progress.start("generate", planned.trajectories_missing)
+    summary = generate(loaded.config, progress=lambda now: progress.update(now.trajectories))
+    rate = summary.trajectories_written / max(summary.seconds, 1e-9)
+    progress.finish(f"{summary.trajectories_written:,} trajectories by {summary.actors} actors, {rate:,.0f}/s")
+
+
+def train_stage(loaded: Loaded, planned: TrainPlan, progress: Progress) -> int:
+    """Train under Ray Train; 0 when trained, else the exit code."""
+    state = train_in_ray(loaded, planned, progress)
+    if state == "trained":
+        progress.finish(f"{loaded.config.train.steps} steps on {planned.workers} workers")
+        return 0
+    status = planned.run.status()
+    if state == "stopped":
+        interrupted = planned.run.stop_requested() == "SIGINT"
+        progress.say(f"stopped at step {status['step']}; the same command resumes")
+        return INTERRUPTED if interrupted else TERMINATED
+    progress.say(f"{state} at step {status.get('step')}: {status.get('error', '')}")
+    return FAILED
+
+
+def evaluate_stage(loaded: Loaded, run: RunDirectory, progress: Progress) -> int:
+    """Regret in fresh environments, the table and the verdict; 0 when every expectation holds."""
+    from eval.results import table
+    from eval.run import evaluate_run
+
+    progress.start("evaluate", 1)
+    results = evaluate_run(run, loaded.config, progress=progress.say)
+    progress.finish(f"{loaded.config.eval.environments} environments")
+    say()
+    say(table(results))
+    return 0 if results.passed else FAILED

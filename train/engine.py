@@ -1,0 +1,191 @@
+"""DeepSpeed behind a narrow door: one optimiser step, and a state that knows neither ZeRO stage nor world size.
+
+The state is gathered parameter by parameter (weights and both Adam moments in float32, by name), so a checkpoint holds
+plain tensors, needs no pickle, and can be loaded under another stage or number of workers. In float32 on the same
+number of workers it is exact: training goes on bit for bit.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # DeepSpeed would import the compiler it does not use: 1 s and 40 MB
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from icrl.config import TrainConfig
+from train.shards import KINDS, shards_of
+
+
+class DivergedError(RuntimeError):
+    """A loss that is not finite; raised before the update, the weights are those of the last good step."""
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How a global batch is divided: global_batch = workers * accumulation * micro_batch."""
+
+    global_batch: int
+    workers: int
+    micro_batch: int
+    accumulation: int
+
+    @staticmethod
+    def of(train: TrainConfig, workers: int) -> BatchPlan:
+        share = train.global_batch // workers
+        micro = share if train.micro_batch == "auto" else train.micro_batch
+        return BatchPlan(train.global_batch, workers, micro, share // micro)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimiser step, the same on every rank."""
+
+    loss: float
+    """Mean over the global batch, nats per round."""
+    grad_norm: float
+    """Norm of the global gradient before clipping."""
+
+
+class Engine:
+    """A model in DeepSpeed's hands. Every rank makes one and calls its methods together."""
+
+    def __init__(self, model: nn.Module, config: TrainConfig, plan: BatchPlan) -> None:
+        """`model(*batch)` must return the scalar loss of a micro-batch.
+
+        The process group must exist (`torch.distributed.init_process_group`).
+        """
+        deepspeed = _import_deepspeed()
+        self._stage = config.zero_stage
+        self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        optimizer = torch.optim.AdamW(
+            _parameter_groups(model, config.optimizer.weight_decay),
+            lr=config.optimizer.lr,
+            betas=(config.optimizer.beta1, config.optimizer.beta2),
+        )
+        settings: dict[str, Any] = {
+            "train_batch_size": plan.global_batch,
+            "train_micro_batch_size_per_gpu": plan.micro_batch,
+            "gradient_accumulation_steps": plan.accumulation,
+            "gradient_clipping": config.clip,
+            "zero_optimization": {"stage": config.zero_stage},
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": 2**31,
+        }
+        if config.precision == "bf16":
+            settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._engine, self._optimizer, _, _ = deepspeed.initialize(
+                model=model, optimizer=optimizer, config=settings, dist_init_required=False
+            )
+        self._parameters = dict(self._engine.module.named_parameters())
+        self._shards = shards_of(config.zero_stage, self._optimizer)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self._engine.device)
+
+    @property
+    def module(self) -> nn.Module:
+        module: nn.Module = self._engine.module
+        return module
+
+    def step(self, micro_batches: Iterable[tuple[Tensor, ...]], lr: float) -> StepResult:
+        """One optimiser step over this rank's micro-batches.
+
+        Raises:
+            DivergedError: the loss of the global batch is not finite; no parameter was changed.
+        """
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        batches = list(micro_batches)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for i, batch in enumerate(batches):
+            loss = self._engine(*batch)
+            self._engine.backward(loss)
+            total += loss.detach().double()
+            if i == len(batches) - 1:
+                mean = self._mean(total / len(batches))
+                if not torch.isfinite(torch.tensor(mean)):
+                    raise DivergedError(f"loss is {mean}")
+                norm = self._replicated_norm()
+            self._engine.step()
+        return StepResult(mean, float(self._engine.get_global_grad_norm() or norm))
+
+    @torch.no_grad()
+    def evaluate(self, batch: tuple[Tensor, ...]) -> float:
+        """The loss of a batch, nats per round, without gradients; under ZeRO-3 all ranks call it together."""
+        self._engine.eval()
+        loss = float(self._engine(*batch))
+        self._engine.train()
+        return loss
+
+    @torch.no_grad()
+    def state(self) -> dict[str, Tensor]:
+        """Weights and moments as float32 CPU tensors, `<kind>/<parameter name>`; gathered, the same on every rank."""
+        return {
+            f"{kind}/{name}": self._shards.gather(parameter, kind).float().cpu().contiguous()
+            for name, parameter in self._parameters.items()
+            for kind in KINDS
+        }
+
+    @torch.no_grad()
+    def weights(self) -> dict[str, Tensor]:
+        """The model's state dict as float32 CPU tensors; gathered, the same on every rank."""
+        return {name: self._shards.gather(p, "weight").float().cpu() for name, p in self._parameters.items()}
+
+    @torch.no_grad()
+    def load_state(self, tensors: Mapping[str, Tensor], step: int) -> None:
+        """Continue from `state()` after `step` optimiser steps.
+
+        Raises:
+            ValueError: the tensors are those of another model.
+        """
+        expected = {f"{kind}/{name}": shape for name, shape in self._shapes.items() for kind in KINDS}
+        got = {key: tensor.shape for key, tensor in tensors.items()}
+        if expected != got:
+            odd = next(key for key in sorted({*expected, *got}) if expected.get(key) != got.get(key))
+            have, want = got.get(odd, "nothing"), expected.get(odd, "nothing")
+            raise ValueError(f"checkpoint of another model: {odd} is {have} in the checkpoint, {want} in the model")
+        self._shards.make_moments(step)
+        for name, parameter in self._parameters.items():
+            for kind in KINDS:
+                self._shards.scatter(parameter, kind, tensors[f"{kind}/{name}"].to(self.device))
+
+    def _replicated_norm(self) -> float:
+        """The gradient's norm where DeepSpeed does not keep it (stage 0), after the ranks' gradients are averaged."""
+        gradients = [p.grad for p in self._parameters.values() if self._stage == 0 and p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+
+    def _mean(self, value: Tensor) -> float:
+        if dist.get_world_size() > 1:
+            dist.all_reduce(value)
+        return float(value) / dist.get_world_size()
+
+
+def _import_deepspeed() -> Any:
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # FutureWarnings of torch about the collectives that DeepSpeed calls
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    import deepspeed
+
+    # the shared-memory all-reduce would be compiled for minutes on first use, and serves inference only
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist.get_backend(), verbose=False, auto_mpi_discovery=False)
+    return deepspeed
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay for matrices alone: not for biases, norms and other vectors."""
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
