@@ -183,9 +183,9 @@ class Transformer(nn.Module):
         return next(self.parameters()).device
 
     def forward(self, action_set: Tensor, action: Tensor, reward: Tensor) -> Tensor:
-        """Logits [B,T,A] of every round from action_set [B,A,d], action int [B,T] and reward [B,T], T <= horizon.
+        """Logits [B,T,A] of every round from action_set [B,A,d], action int [B,T] and reward [B,T].
 
-        Row t depends on the action set and on rounds before t only, bit for bit.
+        Row t depends on the action set and on rounds before t only, bit for bit. ValueError when T exceeds the horizon.
         """
         fields = self.tokenizer.encode(action_set.to(self.dtype), action, reward)
         return self._run(fields, None, self.tokenizer.prediction)
@@ -206,7 +206,11 @@ class Transformer(nn.Module):
         return KVCache(self.config.layers, shape, self.dtype, self.device)
 
     def _run(self, fields_BNw: Tensor, cache: KVCache | None, wanted: slice) -> Tensor:
-        h_BND = self.frame.enter(fields_BNw, cache.length if cache is not None else 0)
+        first = cache.length if cache is not None else 0
+        stop = first + fields_BNw.shape[1]
+        if stop > self.tokenizer.n_tokens:
+            raise ValueError(f"{stop} tokens: the horizon is over, the model holds {self.tokenizer.n_tokens}")
+        h_BND = self.frame.enter(fields_BNw, first)
         for block in self.blocks:
             h_BND = block(h_BND, cache)
         if cache is not None:

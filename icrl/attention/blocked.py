@@ -31,55 +31,48 @@ def row_factor(n_new: int, n_keys: int, scale: float, like: Tensor) -> Tensor:
 
 
 class Block(NamedTuple):
-    """One block of scores: its pairs, its query rows, the keys they see, and the upper bound of its weights."""
+    """One block of scores: its pairs, its query rows, and the keys that its last row sees."""
 
     pairs: slice
     rows: slice
     keys: slice
-    bound: Tensor | None
 
 
 def blocks(q_PNd: Tensor, n_keys: int) -> Iterator[Block]:
     """Cuts the scores into blocks; on an accelerator one block holds everything."""
     n_pairs, n_new, _ = q_PNd.shape
     on_cpu = q_PNd.device.type == "cpu"
-    height = min(n_new, MAX_ROWS) if on_cpu and n_new > MAX_ROWS * 3 // 2 else n_new
-    zero = torch.zeros((), dtype=q_PNd.dtype, device=q_PNd.device)
-    infinity = torch.full((), torch.inf, dtype=q_PNd.dtype, device=q_PNd.device)
+    height = MAX_ROWS if on_cpu and n_new > MAX_ROWS * 3 // 2 else n_new
     for start in range(0, n_new, height):
         stop = min(start + height, n_new)
         seen = n_keys - n_new + stop
-        bound = None
-        if stop - start > 1:
-            bound = torch.where(causal_mask(stop - start, seen, q_PNd.device), infinity, zero)
         per_pair = (stop - start) * seen * q_PNd.element_size()
         group = max(1, CACHE_BYTES // per_pair) if on_cpu else n_pairs
         for first in range(0, n_pairs, group):
-            yield Block(slice(first, first + group), slice(start, stop), slice(0, seen), bound)
+            yield Block(slice(first, first + group), slice(start, stop), slice(0, seen))
 
 
-def _weights(q: Tensor, k: Tensor, bound: Tensor | None) -> Tensor:
-    """relu(<q_i, k_j>) for j <= i, else 0, in one pass: clamping to [0, 0] masks, even an infinite score."""
-    scores = torch.bmm(q, k.transpose(1, 2))
-    if bound is None:
-        return scores.relu_()
-    return torch.clamp(scores, bound.new_zeros(()), bound, out=scores)
+def _weights(q: Tensor, k: Tensor) -> Tensor:
+    """relu(<q_i, k_j>) for j <= i, else 0; `tril_` selects, so that no later score, NaN included, reaches a row."""
+    scores = torch.bmm(q, k.transpose(1, 2)).relu_()
+    rows, keys = scores.shape[1:]
+    return scores.tril_(keys - rows) if rows > 1 else scores
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, factor: Tensor) -> Tensor:
     out = torch.empty(*q.shape[:2], v.shape[2], dtype=q.dtype, device=q.device)
-    for pairs, rows, keys, bound in blocks(q, k.shape[1]):
-        weights = _weights(q[pairs, rows], k[pairs, keys], bound)
+    for pairs, rows, keys in blocks(q, k.shape[1]):
+        weights = _weights(q[pairs, rows], k[pairs, keys])
         torch.mul(torch.bmm(weights, v[pairs, keys]), factor[rows], out=out[pairs, rows])
     return out
 
 
 def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    for pairs, rows, keys, bound in blocks(q, k.shape[1]):
+    for pairs, rows, keys in blocks(q, k.shape[1]):
         q_, k_, v_ = q[pairs, rows], k[pairs, keys], v[pairs, keys]
         grad_ = grad[pairs, rows] * factor[rows]
-        weights = _weights(q_, k_, bound)
+        weights = _weights(q_, k_)
         gate = torch.bmm(grad_, v_.transpose(1, 2))
         # a masked weight is 0, so the derivative of relu masks too
         torch.ops.aten.threshold_backward.grad_input(gate, weights, 0, grad_input=gate)

@@ -1,0 +1,70 @@
+"""Online evaluation of a transformer: KV cache over a batch of environments, against the reference's way.
+
+The reference's way runs the whole history again every round, environment by environment. CPU time of one thread,
+medians, both ways in turn, at the paper's size (L=8, M=4, D=32, D'=128, d=5, A=10, T=200, two tokens a round).
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from icrl.algorithms import Draws
+from icrl.config import LinearBanditConfig, ModelConfig
+from icrl.envs import LinearBanditBatch, rewards, sample
+from icrl.model import Transformer
+from icrl.policy import TransformerPolicy
+from icrl.streams import Split
+
+REQUIRED_RATIO = 20.0
+
+
+def seconds(policy: TransformerPolicy, environments: LinearBanditBatch, config: LinearBanditConfig) -> float:
+    """CPU seconds to play a whole horizon in each of the environments, per environment."""
+    batch = environments.index.size
+    uniform = np.random.default_rng(0).random((config.horizon, batch), dtype=np.float32)
+    normal = np.zeros((batch, config.dim), dtype=np.float32)
+    noise = np.random.default_rng(1).standard_normal((config.horizon, batch), dtype=np.float32)
+    started = time.process_time()
+    policy.reset(environments)
+    for t in range(config.horizon):
+        action = policy.act(Draws(uniform[t], normal))
+        policy.update(action, rewards(config, environments, action, noise[t]))
+    return (time.process_time() - started) / batch
+
+
+def run(quick: bool) -> dict[str, Any]:  # noqa: FBT001
+    """Milliseconds of CPU per environment both ways and their ratio, which must be at least `REQUIRED_RATIO`."""
+    batch, repeats = (100, 1) if quick else (200, 3)
+    config = LinearBanditConfig()
+    model = Transformer(ModelConfig(), config)
+    many = sample(config, 0, Split.EVAL, np.arange(batch))
+    one = sample(config, 0, Split.EVAL, np.arange(1))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        cached = TransformerPolicy(model)
+        recomputed = TransformerPolicy(model, cache=False)
+        pairs = [(seconds(cached, many, config), seconds(recomputed, one, config)) for _ in range(repeats)]
+    finally:
+        torch.set_num_threads(threads)
+    with_cache, without = (statistics.median(column) for column in zip(*pairs, strict=True))
+    ratio = without / with_cache
+    return {
+        "name": "decode",
+        "batch": batch,
+        "repeats": repeats,
+        "cached_ms_per_environment": 1e3 * with_cache,
+        "reference_ms_per_environment": 1e3 * without,
+        "ratio": ratio,
+        "required_ratio": REQUIRED_RATIO,
+        "passed": ratio >= REQUIRED_RATIO,
+    }
+
+
+if __name__ == "__main__":
+    print(run(quick=True))
