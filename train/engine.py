@@ -65,7 +65,7 @@ class Engine:
         self._stage = config.zero_stage
         self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         optimizer = torch.optim.AdamW(
-            _parameter_groups(model, config.optimizer.weight_decay),
+            parameter_groups(model, config.optimizer.weight_decay),
             lr=config.optimizer.lr,
             betas=(config.optimizer.beta1, config.optimizer.beta2),
         )
@@ -183,7 +183,7 @@ def _import_deepspeed() -> Any:
     return deepspeed
 
 
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay for matrices alone: not for biases, norms and other vectors."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
