@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from eval.regret import Ratio, cumulative, estimate, paired_difference, ratio_of
 from eval.results import AlgorithmResult, Curve, Expectation, ImitationResult, Results, load, metrics, save
 from icrl.board import Board, Record, read_records
 from icrl.config import Config, config_hash, identity, to_dict
-from icrl.files import canonical_json, sha256_bytes, sha256_file
+from icrl.files import canonical_json, sha256_bytes, sha256_file, sweep_partials
 from icrl.model import Transformer
 from icrl.run_dir import RunDirectory
 from icrl.store import SplitReader, dataset_recipe, recipe_sha256
@@ -67,7 +68,8 @@ def evaluate_run(
         if results != earlier:
             save(results, run.results)
     else:
-        results = _evaluate(run, config, model, reader, name, progress)
+        with _torch_threads(config.train.threads):
+            results = _evaluate(run, config, model, reader, name, progress)
         _write(run, results)
     details = {key: value for key, value in run.status().items() if key not in ("state", "time", "error")}
     run.set_status("done", **details | {"expectations_met": results.passed})
@@ -93,6 +95,17 @@ def trained_steps(run: RunDirectory) -> int:
         record["step"] for record in read_records(run.metrics) if any(t.startswith("train/") for t in record["tags"])
     ]
     return max(steps, default=0)
+
+
+@contextlib.contextmanager
+def _torch_threads(number: int) -> Iterator[None]:
+    """Torch with as many threads as training had: sums do not depend on the machine, and a busy one is not slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _test_split(config: Config, progress: Progress) -> SplitReader | None:
@@ -195,6 +208,7 @@ def _judge(config: Config, teacher_ratio: Ratio | None, uniform_ratio: Ratio | N
 
 def _write(run: RunDirectory, results: Results) -> None:
     """Figures, board, then results.json: once it stands, all that belongs to it does."""
+    sweep_partials(run.path)
     run.results.unlink(missing_ok=True)
     drawn = figures.draw(results, run.figures)
     png = next(path for path in drawn if path.suffix == ".png")
