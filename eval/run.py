@@ -140,8 +140,8 @@ def _evaluate(
     outcomes = online.evaluate(config, model, progress=progress)
     found = None
     if reader is not None:
+        progress(f"imitation: {min(reader.n, imitation.MAX_TRAJECTORIES):,} test trajectories")
         measured = imitation.evaluate(config, model, reader)
-        progress(f"imitation: {measured.trajectories:,} test trajectories")
         found = ImitationResult(
             trajectories=measured.trajectories,
             test_log_loss=float(measured.log_loss.mean),
