@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from cluster.trial import train_in_ray
 from data_gen.generate import generate
 from data_gen.plan import Plan, plan
+from eval.line_up import check as check_line_up
 from icrl.cli import FAILED, INTERRUPTED, TERMINATED, say
 from icrl.config import Loaded
 from icrl.files import require_free, size_text
@@ -24,13 +25,13 @@ class PipelinePlan:
 
     def describe(self, loaded: Loaded) -> str:
         data = self.dataset
-        evaluation = loaded.config.eval
+        environments = loaded.config.eval.environments
         return "\n".join(
             [
                 f"dataset         {data.dataset}",
-                f"trajectories    {data.trajectories:,} ({size_text(data.bytes)}), {data.trajectories_missing:,} missing",
+                f"trajectories    {data.trajectories:,} ({size_text(data.bytes)}), missing {data.trajectories_missing:,}",
                 self.train.describe(loaded.config),
-                f"evaluation      {evaluation.environments} environments of horizon {loaded.config.environment.horizon}",
+                f"evaluation      {environments:,} fresh environments",
             ]
         )
 
@@ -42,6 +43,7 @@ def check_all(loaded: Loaded) -> PipelinePlan:
         ConfigError, ValueError: the first stage that cannot run, and why.
     """
     training = check(loaded)
+    check_line_up(loaded.config)
     dataset = plan(loaded.config)
     require_free(dataset.dataset, dataset.bytes_needed)
     return PipelinePlan(dataset, training)
