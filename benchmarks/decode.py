@@ -66,5 +66,13 @@ def run(quick: bool) -> dict[str, Any]:  # noqa: FBT001
     }
 
 
-if __name__ == "__main__":
-    print(run(quick=True))
+def table(result: dict[str, Any]) -> str:
+    """The result of `run` for a terminal."""
+    return "\n".join(
+        [
+            f"{'one environment, T = 200':34}{'CPU ms':>10}",
+            f"{'KV cache, batch of ' + str(result['batch']):34}{result['cached_ms_per_environment']:10.2f}",
+            f"{'prefix run again every round':34}{result['reference_ms_per_environment']:10.2f}",
+            f"{'ratio':34}{result['ratio']:9.1f}x (required {result['required_ratio']:.0f}x)",
+        ]
+    )

@@ -26,10 +26,11 @@ class PipelinePlan:
     def describe(self, loaded: Loaded) -> str:
         data = self.dataset
         environments = loaded.config.eval.environments
+        missing = data.trajectories_missing
         return "\n".join(
             [
                 f"dataset         {data.dataset}",
-                f"trajectories    {data.trajectories:,} ({size_text(data.bytes)}), missing {data.trajectories_missing:,}",
+                f"trajectories    {data.trajectories:,} ({size_text(data.bytes)}); missing {missing:,}",
                 self.train.describe(loaded.config),
                 f"evaluation      {environments:,} fresh environments",
             ]

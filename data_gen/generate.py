@@ -132,21 +132,16 @@ def _written_by_actors(config: Config, dataset: Path, tasks: Sequence[ShardTask]
         max_task_retries=-1,
         runtime_env={"env_vars": dict.fromkeys(_THREADS, "1")},
     )(TrajectoryWorker)
-    pool = [remote.remote(config, dataset) for _ in range(actors)]
-    try:
-        # an actor whose CPU is still taken by others holds no shard, so it delays none
-        in_flight = {actor.ready.remote(): actor for actor in pool}
-        waiting = iter(tasks)
-        left = len(tasks)
-        while left:
-            (answer,), _ = ray.wait(list(in_flight), num_returns=1)
-            actor = in_flight.pop(answer)
-            stats = ray.get(answer)
-            if (task := next(waiting, None)) is not None:
-                in_flight[actor.write.remote(task)] = actor
-            if stats is not None:
-                left -= 1
-                yield stats
-    finally:
-        for actor in pool:
-            ray.kill(actor)
+    # an actor whose CPU is still taken by others holds no shard, so it delays none; without a handle left it is ended
+    in_flight = {actor.ready.remote(): actor for actor in [remote.remote(config, dataset) for _ in range(actors)]}
+    waiting = iter(tasks)
+    left = len(tasks)
+    while left:
+        (answer,), _ = ray.wait(list(in_flight), num_returns=1)
+        actor = in_flight.pop(answer)
+        stats = ray.get(answer)
+        if (task := next(waiting, None)) is not None:
+            in_flight[actor.write.remote(task)] = actor
+        if stats is not None:
+            left -= 1
+            yield stats

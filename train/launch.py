@@ -117,8 +117,8 @@ def spawn(arguments: Sequence[str], plan: TrainPlan, steps: int) -> int:
 
     previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        for rank in range(plan.workers):
-            values = (rank, plan.workers, rank, "127.0.0.1", port)
+        for number in range(plan.workers):
+            values = (number, plan.workers, number, "127.0.0.1", port)
             environment = os.environ | {name: str(value) for name, value in zip(_RANK_VARIABLES, values, strict=True)}
             command = [sys.executable, "-m", "train", *arguments]
             # its own session: a Ctrl-C at the terminal reaches the ranks once, through `forward`
@@ -131,8 +131,8 @@ def spawn(arguments: Sequence[str], plan: TrainPlan, steps: int) -> int:
         for rank in ranks:
             if rank.poll() is None:
                 rank.kill()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for caught, handler in previous.items():
+            signal.signal(caught, handler)
     return INTERRUPTED if code == TERMINATED and signal.SIGINT in received else code
 
 

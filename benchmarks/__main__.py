@@ -1,0 +1,48 @@
+"""`python -m benchmarks [NAME ...]`: every benchmark, or those named; exit code 1 when one misses its floor."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import platform
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from icrl import cli
+
+NAMES = ("generation", "decode")
+
+app = cli.application("Measure what the system does against the reference's way, in the same run.")
+
+
+@app.command()
+def main(
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help=f"Of {', '.join(NAMES)}.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the figures as JSON to this file.")] = None,
+) -> None:
+    """Measure what the system does against the reference's way, in the same run.
+
+    CPU time, medians: these figures hold on a machine shared with others.
+    """
+    with cli.usage_errors():
+        unknown = [name for name in names or () if name not in NAMES]
+        if unknown:
+            raise ValueError(f"NAME = {unknown[0]}: expected one of {', '.join(NAMES)}")
+    results: dict[str, Any] = {}
+    for name in names or NAMES:
+        benchmark = importlib.import_module(f"benchmarks.{name}")
+        results[name] = benchmark.run(quick)
+        cli.say(f"\n{name}\n{benchmark.table(results[name])}")
+    if out is not None:
+        machine = {"machine": platform.processor() or platform.machine(), "python": platform.python_version()}
+        out.write_text(json.dumps({"on": machine, "results": results}, indent=2) + "\n")
+    missed = [name for name, result in results.items() if not result["passed"]]
+    cli.say(f"\nmissed: {', '.join(missed)}" if missed else "\nevery floor is met")
+    raise typer.Exit(cli.FAILED if missed else 0)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,147 @@
+"""`python -m cluster run`: generation, training under Ray Train and evaluation as one job, with real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from icrl.config import load
+from icrl.store import SplitReader, dataset_path
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("home")]
+
+
+def only_run(root: Path) -> Path:
+    (run,) = (root / "runs").iterdir()
+    return run
+
+
+def recorded(root: Path, step: int) -> bool:
+    for metrics in root.glob("runs/*/metrics.jsonl"):
+        steps = [json.loads(line)["step"] for line in metrics.read_bytes().split(b"\n")[:-1]]
+        return bool(steps) and steps[-1] >= step
+    return False
+
+
+def family(process: psutil.Process) -> list[psutil.Process]:
+    """The process and everything it started, Ray's daemons and workers too."""
+    return [process, *process.children(recursive=True)]
+
+
+def until(condition: Callable[[], object], patience: float = 120) -> None:
+    deadline = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def job(config: Path, tmp_path: Path) -> Iterator[list[str]]:
+    """The arguments of the job; its dataset is made by two Ray actors."""
+    yield [str(config), f"storage.root={tmp_path / 'root'}", "dataset.actors=2"]
+
+
+def test_one_command_survives_the_kill_of_a_worker_and_writes_the_whole_run_directory(
+    job: list[str], config: Path, tmp_path: Path, commands: Any, lasting_records: Any
+) -> None:
+    root = tmp_path / "root"
+    process = commands.start("cluster", "run", *job)
+    until(lambda: recorded(root, 20) or process.poll() is not None)
+    workers = [p for p in family(psutil.Process(process.pid)) if "RayTrainWorker" in " ".join(p.cmdline())]
+    assert workers, "training is at work"
+    os.kill(workers[0].pid, signal.SIGKILL)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-3000:]
+
+    run = only_run(root)
+    for name in (
+        "run.json", "config.yaml", "resolved.yaml", "env.json", "status.json", "metrics.jsonl", "results.json",
+        "model.safetensors", "model.json", "figures/regret.png", "figures/regret.svg", "figures/regret.csv",
+    ):  # fmt: skip
+        assert (run / name).stat().st_size > 0, name
+    lines = output.splitlines()
+    assert any(line.startswith("transformer ") for line in lines)
+    assert f"tensorboard --logdir {run / 'tb'}" in output
+    assert lines[-1].startswith("next")
+    assert SplitReader(dataset_path(load(config, job[1:]).config), "train").n == 2000
+
+    # the same training hosted without Ray, never killed, gives the same bits
+    plain = tmp_path / "plain"
+    commands.run("data_gen", config, f"storage.root={plain}")
+    commands.run("train", config, f"storage.root={plain}")
+    assert (run / "model.safetensors").read_bytes() == (only_run(plain) / "model.safetensors").read_bytes()
+    trained = [(step, tags) for step, tags in lasting_records(run) if not any(t.startswith("eval/") for t in tags)]
+    assert trained == lasting_records(only_run(plain))
+
+    # and repeating the command does nothing twice
+    before = (run / "results.json").read_bytes()
+    commands.run("cluster", "run", *job)
+    assert (run / "results.json").read_bytes() == before
+
+
+def test_ctrl_c_stops_after_a_checkpoint_leaves_no_process_and_the_same_command_goes_on(
+    job: list[str], tmp_path: Path, commands: Any
+) -> None:
+    root = tmp_path / "root"
+    process = commands.start("cluster", "run", *job)
+    until(lambda: recorded(root, 10) or process.poll() is not None)
+    started = family(psutil.Process(process.pid))
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output[-3000:]
+    psutil.wait_procs(started, timeout=20)
+    assert [p for p in started if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
+    status = json.loads((only_run(root) / "status.json").read_text())
+    assert status["state"] == "stopped"
+    assert f"stopped at step {status['step']}" in output
+
+    commands.run("cluster", "run", *job)
+    assert json.loads((only_run(root) / "status.json").read_text())["state"] == "done"
+
+
+def test_kill_9_of_the_driver_loses_nothing(job: list[str], tmp_path: Path, commands: Any) -> None:
+    root = tmp_path / "root"
+    process = commands.start("cluster", "run", *job)
+    until(lambda: recorded(root, 20) or process.poll() is not None)
+    process.kill()
+    process.communicate(timeout=60)
+    commands.run("cluster", "run", *job)
+    records = [json.loads(line) for line in (only_run(root) / "metrics.jsonl").read_text().splitlines()]
+    steps = [record["step"] for record in records if "train/loss" in record["tags"]]
+    assert steps == list(range(5, 61, 5)), "each record once, in order"
+
+
+def test_a_missed_expectation_is_an_exit_code(job: list[str], commands: Any) -> None:
+    output = commands.run("cluster", "run", *job, "train.steps=6", "eval.expect.teacher_ratio=0.5", code=1)
+    assert "expected <= 0.50 x teacher" in output
+    assert "FAIL" in output
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.stpes=3", "did you mean train.steps?"),
+        ("environment.horizon=0", "at least 1"),
+        ("model.heads=5", "a divisor of embed_dim"),
+        ("context=[]", "at least one algorithm"),
+        ("train.global_batch=33", "a multiple of train.workers (2)"),
+        ("model.preset=theory", "embed_dim"),
+        ("dataset.train=100000000000", "its disk has"),
+        ("expert.label=optimal eval.expect.teacher_ratio=1.2", "teacher"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_code_2_with_nothing_written(
+    override: str, expected: str, job: list[str], tmp_path: Path, commands: Any
+) -> None:
+    output = commands.run("cluster", "run", *job, *override.split(), code=2)
+    assert expected in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "root").exists()
