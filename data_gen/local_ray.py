@@ -35,10 +35,11 @@ _QUIET = {
 
 
 @contextlib.contextmanager
-def local_ray(*, at_least: int = 1, verbose: bool = False) -> Iterator[None]:
+def local_ray(*, at_least: int = 1, verbose: bool = False, logs: Path | None = None) -> Iterator[None]:
     """Start Ray on this machine, and stop it when the block ends, also by Ctrl-C or SIGTERM.
 
-    Ray counts with the machine's CPUs, or `at_least` that many where there are fewer.
+    Ray counts with the machine's CPUs, or `at_least` that many where there are fewer. What its workers printed is kept
+    in `logs`, when that directory exists at the end.
     """
     # short: the paths of Ray's sockets must stay under 108 bytes
     directory = Path(tempfile.mkdtemp(prefix="icrl-ray-", dir="/tmp"))
@@ -69,7 +70,20 @@ def local_ray(*, at_least: int = 1, verbose: bool = False) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+            if logs is not None and logs.is_dir():
+                _keep_logs(directory, logs / "ray")
             shutil.rmtree(directory, ignore_errors=True)
+
+
+def _keep_logs(directory: Path, target: Path) -> None:
+    """Copy what workers and the training controller wrote, in place of what an earlier session left."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    logs = [*directory.glob("session_2*/logs/worker-*"), *directory.glob("session_2*/logs/train/*")]
+    for path in logs:
+        # lines that begin with a colon are Ray's own marks
+        if any(line.strip() and not line.startswith(b":") for line in path.read_bytes().splitlines()):
+            shutil.copyfile(path, target / path.name)
 
 
 def ray_for_actors(config: Config, plan: Plan) -> contextlib.AbstractContextManager[None]:

@@ -30,14 +30,17 @@ def run(
 
     idle = planned.dataset.complete and planned.train.finished
     workers = planned.train.workers * loaded.config.train.threads
+    logs = planned.train.run.logs
     try:
-        with nullcontext() if idle else local_ray(at_least=workers, verbose=verbose), Progress() as progress:
+        with nullcontext() if idle else local_ray(at_least=workers, verbose=verbose, logs=logs), Progress() as progress:
             code = run_pipeline(loaded, planned, progress)
     except KeyboardInterrupt:
         code = cli.INTERRUPTED
     path = planned.train.run.path
-    if code in (0, cli.FAILED):
-        cli.say(f"figure          {path / 'figures' / 'regret.png'}")
+    figure = path / "figures" / "regret.png"
+    if figure.exists():
+        cli.say(f"figure          {figure}")
+    if (path / "tb").exists():
         cli.say(f"board           tensorboard --logdir {path / 'tb'}")
     cli.say(f"next            python -m eval {path} eval.environments=2000" if code == 0 else f"run directory   {path}")
     raise typer.Exit(code)
