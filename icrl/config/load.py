@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -18,13 +17,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from icrl.config.build import build, to_dict
 from icrl.config.schema import Config, ConfigError, Problem
+from icrl.config.sources import COMMAND_LINE, config_root, parse_value, placed, read_yaml
 
 _IMPLIED = {"seed": 0, "train": {"seed": "${seed}"}}
 """`train.seed` follows `seed` unless it is given."""
 
 _RESOLVER = re.compile(r"\$\{\s*([\w.]+)\s*:\s*([^}]*)\}")
 _ALLOWED_ENVIRONMENT = re.compile(r"ICRL_\w+")
-_COMMAND_LINE = "command line"
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     path = Path(path)
     sources: dict[str, str] = {}
     tree = OmegaConf.create(_IMPLIED)
-    merged = OmegaConf.merge(tree, _compose(path, _config_root(path), sources, ()))
+    merged = OmegaConf.merge(tree, _compose(path, config_root(path), sources, ()))
     assert isinstance(merged, DictConfig)
     for override in overrides:
         _override(merged, override, sources)
@@ -119,13 +118,8 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _config_root(path: Path) -> Path:
-    parents = [parent for parent in path.resolve().parents if parent.name == "configs"]
-    return parents[0] if parents else path.resolve().parent
-
-
 def _compose(path: Path, root: Path, sources: dict[str, str], chain: tuple[Path, ...]) -> DictConfig:
-    own, marks = _read(path)
+    own, marks = read_yaml(path)
     parents = own.pop("defaults", [])
     if not isinstance(parents, list) or not all(isinstance(entry, str) for entry in parents):
         raise ConfigError([Problem("defaults", parents, "a list of file names under configs/", "", str(path))])
@@ -150,82 +144,38 @@ def _compose(path: Path, root: Path, sources: dict[str, str], chain: tuple[Path,
     return merged
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The values of a YAML file, and `dotted.path` -> `file:line`."""
-    if not path.is_file():
-        raise ConfigError([Problem("CONFIG", str(path), "an existing YAML file", "see configs/")])
-    text = path.read_text()
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = OmegaConf.to_container(OmegaConf.create(text)) if node is not None else {}
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError([Problem("", problem, "valid YAML", "", where)]) from None
-    if not isinstance(values, dict):
-        raise ConfigError([Problem("", values, "a mapping at the top of the file", "", f"{path}:1")])
-    marks: dict[str, str] = {}
-    if node is not None:
-        _mark(node, "", path, marks)
-    return {str(key): value for key, value in values.items()}, marks
-
-
-def _mark(node: yaml.Node, prefix: str, path: Path, marks: dict[str, str]) -> None:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            name = f"{prefix}.{key.value}" if prefix else str(key.value)
-            marks[name] = f"{path}:{key.start_mark.line + 1}"
-            _mark(value, name, path, marks)
-    elif isinstance(node, yaml.SequenceNode):
-        for i, value in enumerate(node.value):
-            marks[f"{prefix}[{i}]"] = f"{path}:{value.start_mark.line + 1}"
-            _mark(value, f"{prefix}[{i}]", path, marks)
-
-
 def _override(tree: DictConfig, override: str, sources: dict[str, str]) -> None:
     key, equals, text = override.removeprefix("--").partition("=")
     if not equals or not key:
-        raise ConfigError([Problem(override, "", "key=value", "for example train.steps=1000", _COMMAND_LINE)])
+        raise ConfigError([Problem(override, "", "key=value", "for example train.steps=1000", COMMAND_LINE)])
     try:
-        value = yaml.load(text, Loader=_ValueLoader)
+        value = parse_value(text)
         # the list index of context[0].weight stays inside the path
         OmegaConf.update(tree, key, value, merge=True)
     except (yaml.YAMLError, OmegaConfBaseException, TypeError, IndexError, AssertionError) as error:
         first = str(error).splitlines()[0]
         raise ConfigError(
-            [Problem(key, text, f"a key and a value that fit the config ({first})", "", _COMMAND_LINE)]
+            [Problem(key, text, f"a key and a value that fit the config ({first})", "", COMMAND_LINE)]
         ) from None
-    sources[key] = f"{_COMMAND_LINE} ({override})"
-
-
-class _ValueLoader(yaml.SafeLoader):
-    """YAML 1.1 scalars, except that 1e-4 is a number."""
-
-
-_ValueLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.[\d_]+)(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"),
-    list("-+0123456789."),
-)
+    sources[key] = f"{COMMAND_LINE} ({override})"
 
 
 def _build(tree: DictConfig, sources: dict[str, str]) -> Config:
     problems = list(_foreign_resolvers(OmegaConf.to_container(tree)))
     if problems:
-        raise ConfigError([_placed(problem, sources) for problem in problems])
+        raise ConfigError([placed(problem, sources) for problem in problems])
     try:
         values = OmegaConf.to_container(tree, resolve=True)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", "") or ""
         raise ConfigError(
-            [_placed(Problem(key, str(error).splitlines()[0], "an interpolation that resolves"), sources)]
+            [placed(Problem(key, str(error).splitlines()[0], "an interpolation that resolves"), sources)]
         ) from None
     assert isinstance(values, dict)
     try:
         return build(Config, {str(key): value for key, value in values.items()})
     except ConfigError as error:
-        raise ConfigError([_placed(problem, sources) for problem in error.problems]) from None
+        raise ConfigError([placed(problem, sources) for problem in error.problems]) from None
 
 
 def _foreign_resolvers(values: Any) -> list[Problem]:
@@ -237,12 +187,3 @@ def _foreign_resolvers(values: Any) -> list[Problem]:
                 if resolver != "oc.env" or not _ALLOWED_ENVIRONMENT.fullmatch(argument.split(",")[0].strip()):
                     problems.append(Problem(key, value, "${key} or ${oc.env:ICRL_...}"))
     return problems
-
-
-def _placed(problem: Problem, sources: dict[str, str]) -> Problem:
-    """The problem with the place where its value, or the nearest section above it, was written."""
-    path = problem.path
-    while path and path not in sources:
-        cut = max(path.rfind("."), path.rfind("["))
-        path = path[:cut] if cut > 0 else ""
-    return dataclasses.replace(problem, where=sources.get(path, problem.where))
