@@ -87,7 +87,7 @@ def main(
     if not results.passed:
         cli.say("next: train for longer, with a larger model or on more data, and evaluate again")
         raise typer.Exit(cli.FAILED)
-    cli.say(f"next: tensorboard --logdir {run.board}")
+    cli.say(f"next: python -m cluster board {run.path}")
 
 
 if __name__ == "__main__":

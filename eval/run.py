@@ -213,9 +213,8 @@ def _write(run: RunDirectory, results: Results) -> None:
     drawn = figures.draw(results, run.figures)
     png = next(path for path in drawn if path.suffix == ".png")
     board = Board(run, keep=_not_ours)
-    board.scalars(results.trained_steps, metrics(results))
-    board.image("eval/regret_figure", png, results.trained_steps)
-    board.close()
+    board.scalars(results.trained_steps, metrics(results), {"eval/regret_figure": png})
+    board.close("SUCCESS")
     save(results, run.results)
 
 

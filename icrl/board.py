@@ -1,28 +1,40 @@
 """The one writer of metrics: `metrics.jsonl` is the truth, the TensorBoard event file is made from the same records.
 
 Tags are grouped as train/ eval/ theory/ perf/ data/ health/. Opening a board again drops the records that the caller
-does not keep (those past the checkpoint it resumes from) and writes one fresh event file from what is left.
+does not keep (those past the checkpoint it resumes from) and writes one fresh event file from what is left: hparams,
+config, scalars and images alike. The event file lies in the run directory itself, so that TensorBoard calls the run by
+the directory's name.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-import shutil
+import secrets
+import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.summary_pb2 import Summary
 
-from icrl.files import atomic_write
+from icrl import hparams
+from icrl.files import atomic_write, read_json, write_json
+from icrl.hparams import Outcome, Value
+from icrl.masking import mask, masked_yaml
 from icrl.run_dir import RunDirectory
 
 Record = dict[str, Any]
-"""step, time (seconds since 1970), tags: name -> value."""
+"""step, time (seconds since 1970), tags: name -> value; images: name -> PNG file, relative to the run, if any."""
 
 GROUPS = ("train", "eval", "theory", "perf", "data", "health")
+
+_OUTCOMES: dict[str, Outcome] = {"trained": "SUCCESS", "done": "SUCCESS", "failed": "FAILURE", "diverged": "FAILURE"}
+"""What a run's state means for its board; in any other state the run may still go on."""
 
 
 def read_records(path: Path) -> list[Record]:
@@ -38,51 +50,156 @@ def read_records(path: Path) -> list[Record]:
 
 
 class Board:
-    """Scalars, texts and figures of one run."""
+    """Scalars, images, hparams and the config of one run."""
 
     def __init__(self, run: RunDirectory, keep: Callable[[Record], bool]) -> None:
         """Open the run's board with the records that `keep` accepts."""
-        self._path = run.metrics
+        self._run = run
         kept = [record for record in read_records(run.metrics) if keep(record)]
         atomic_write(run.metrics, b"".join(_line(record) for record in kept))
-        shutil.rmtree(run.board, ignore_errors=True)
-        self._writer = SummaryWriter(logdir=str(run.board), flush_secs=10)
-        self._writer.add_text("config", f"```yaml\n{(run.path / 'resolved.yaml').read_text()}```", 0)
+        self._writer = _fresh_writer(run.path)
+        values, began = _session(run)
+        for summary in hparams.begin(values, began):
+            self._writer.file_writer.add_summary(summary, 0, began)
+        resolved = (run.path / "resolved.yaml").read_text()
+        self._writer.add_text("config", f"```yaml\n{masked_yaml(resolved)}```", 0, walltime=began)
         for record in kept:
             self._write(record)
         self._stream = run.metrics.open("ab")
 
-    def scalars(self, step: int, tags: Mapping[str, float]) -> None:
-        """Append one record. A value that is not finite is recorded as health/nonfinite = 1 beside the others."""
+    def scalars(self, step: int, tags: Mapping[str, float], images: Mapping[str, Path] | None = None) -> None:
+        """Append one record; `images` are PNG files in the run directory.
+
+        A value that is not finite is recorded as health/nonfinite = 1 beside the others.
+        """
         values: dict[str, float] = {}
-        for tag, value in tags.items():
+        for tag in (*tags, *(images or ())):
             if tag.partition("/")[0] not in GROUPS:
                 raise ValueError(f"tag {tag}: expected a group of {', '.join(GROUPS)}")
+        for tag, value in tags.items():
             if math.isfinite(value):
                 values[tag] = float(value)
             else:
                 values["health/nonfinite"] = 1.0
-        record = {"step": step, "time": time.time(), "tags": values}
+        record: Record = {"step": step, "time": time.time(), "tags": values}
+        if images:
+            record["images"] = {tag: str(png.relative_to(self._run.path)) for tag, png in images.items()}
         self._stream.write(_line(record))
         self._stream.flush()
         self._write(record)
 
-    def image(self, tag: str, png: Path, step: int) -> None:
-        """A PNG file as an image summary."""
-        import numpy as np
-        from matplotlib.image import imread
+    def close(self, outcome: Outcome | None = None) -> None:
+        """Flush and close both files; the hparams are closed with the outcome, by default what the run's state says.
 
-        pixels = np.asarray(imread(png))[..., :3]
-        self._writer.add_image(tag, (pixels * 255).astype(np.uint8), step, dataformats="HWC")
-
-    def close(self) -> None:
-        """Flush and close both files."""
+        A run that was stopped, or whose state is still that of work in progress, stays open: it may go on.
+        """
+        outcome = outcome or _OUTCOMES.get(self._run.status()["state"])
+        if outcome is not None:
+            self._writer.file_writer.add_summary(hparams.end(outcome, time.time()))
         self._stream.close()
         self._writer.close()
 
     def _write(self, record: Record) -> None:
         for tag, value in record["tags"].items():
             self._writer.add_scalar(tag, value, record["step"], walltime=record["time"])
+        for tag, name in record.get("images", {}).items():
+            png = self._run.path / name
+            if png.is_file():
+                self._writer.file_writer.add_summary(_image(tag, png), record["step"], record["time"])
+
+
+def choose_hparams(run: RunDirectory, values: Mapping[str, Value]) -> None:
+    """Show these values as the run's hparams in place of the default ones, from the next time its board is opened.
+
+    Keys are dotted paths of the config; the board shows their last words. A sweep names what varies in it. `run` must
+    have been opened with `RunDirectory.open`.
+    """
+    write_json(run.path / _CHOSEN, dict(values))
+
+
+def settle(run: RunDirectory) -> Outcome | None:
+    """Close the board of a run that ended without doing so, and return the outcome it then shows, None while open.
+
+    For whoever finds the run later: a failed one, or one that a kill left behind in mid-training. A run that somebody
+    works on (None), or that was stopped, stays as it is. The caller must not hold the run's lock.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(run.lock())
+        except (ValueError, OSError):  # somebody works on it, or it is not ours to write
+            return None
+        shown = recorded_outcome(run)
+        state = run.status()["state"]
+        outcome = "FAILURE" if state == "training" else _OUTCOMES.get(state)
+        if outcome is not None and outcome != shown and run.metrics.exists():
+            Board(run, keep=lambda record: True).close(outcome)
+            return outcome
+        return shown
+
+
+def recorded_outcome(run: RunDirectory) -> Outcome | None:
+    """The outcome in the run's event file."""
+    for path in event_files(run.path):
+        for event in _events(path):
+            if outcome := hparams.outcome_of(event.summary):
+                return outcome
+    return None
+
+
+def write_snapshot(directory: Path, step: int, texts: Mapping[str, str], images: Mapping[str, Path]) -> None:
+    """One run that shows a state of affairs: Markdown texts and PNG images, in place of what the directory showed."""
+    directory.mkdir(parents=True, exist_ok=True)
+    writer = _fresh_writer(directory)
+    for tag, text in texts.items():
+        writer.add_text(tag, text, step)
+    for tag, png in images.items():
+        writer.file_writer.add_summary(_image(tag, png), step)
+    writer.close()
+
+
+def event_files(directory: Path) -> list[Path]:
+    """The event files of the run in a directory."""
+    return sorted(directory.glob("events.out.tfevents.*"))
+
+
+_CHOSEN = "hparams.json"
+
+
+def _session(run: RunDirectory) -> tuple[dict[str, Value], float]:
+    """The run's hparams, secrets masked, and when it was created."""
+    chosen = run.path / _CHOSEN
+    values = read_json(chosen) if chosen.exists() else hparams.shown_by_default(run.config())
+    return mask(values), read_json(run.path / "run.json")["created"]
+
+
+def _fresh_writer(directory: Path) -> SummaryWriter:
+    """A writer whose event file is the only one in the directory."""
+    old = event_files(directory)
+    # the name is new even within the second: a TensorBoard that follows the old file must not go on in this one
+    writer = SummaryWriter(logdir=str(directory), flush_secs=10, filename_suffix=f".{secrets.token_hex(4)}")
+    for path in old:
+        path.unlink(missing_ok=True)
+    return writer
+
+
+def _image(tag: str, png: Path) -> Summary:
+    """The file as it is; a PNG's size stands in its first chunk."""
+    data = png.read_bytes()
+    width, height = struct.unpack(">II", data[16:24])
+    image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=data)
+    return Summary(value=[Summary.Value(tag=tag, image=image)])
+
+
+def _events(path: Path) -> Iterator[Event]:
+    """The whole events of a file: each is its length (8 bytes), a sum (4), the event and a sum (4)."""
+    data = path.read_bytes()
+    start = 0
+    while start + 12 <= len(data):
+        (size,) = struct.unpack_from("<Q", data, start)
+        if start + size + 16 > len(data):
+            return
+        yield Event.FromString(data[start + 12 : start + 12 + size])
+        start += size + 16
 
 
 def _line(record: Record) -> bytes:

@@ -94,7 +94,7 @@ def series(run: Path) -> dict[str, list[tuple[int, float]]]:
     """The same numbers as TensorBoard reads them."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(run / "tb"))
+    events = EventAccumulator(str(run))
     events.Reload()
     tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("perf/")]
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}

@@ -125,7 +125,7 @@ def test_the_command_writes_everything_and_repeating_it_changes_nothing(tmp_path
     tags = [record["tags"] for record in read_records(run.metrics)]
     assert tags[0] == {"train/loss": 1.5}
     assert tags[1]["eval/regret_final"] == results.algorithms["transformer"].final_regret
-    assert list(run.board.glob("events.*"))
+    assert list(run.path.glob("events.*"))
     status = run.status()
     assert (status["state"], status["step"], status["expectations_met"]) == ("done", 7, True)
 

@@ -76,10 +76,10 @@ def test_the_event_file_holds_the_same_numbers(tmp_path: Path) -> None:
         board = Board(run, keep=lambda record, last=last: record["step"] < last)
         board.scalars(last, {"train/loss": float(last)})
         board.close()
-    events = EventAccumulator(str(run.board))
+    events = EventAccumulator(str(run.path))
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(20, 20.0)]
-    assert len(list(run.board.iterdir())) == 1
+    assert len(list(run.path.glob("events.*"))) == 1
 
 
 def test_tags_belong_to_a_group(tmp_path: Path) -> None:
