@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from icrl.board import read_records
@@ -50,7 +56,12 @@ class Commands:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", module, *map(str, arguments)]
         return subprocess.Popen(
-            command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
 
     def run(self, module: str, *arguments: object, code: int = 0) -> str:
@@ -77,9 +88,21 @@ class Commands:
         return process.returncode
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def commands() -> Commands:
     return Commands()
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, commands: Commands) -> Path:
+    """A run that was trained for a few steps; copy it before changing it."""
+    folder = tmp_path_factory.mktemp("trained")
+    path = folder / "tiny.yaml"
+    path.write_text(TINY)
+    for module in ("data_gen", "train"):
+        commands.run(module, path, f"storage.root={folder}", "train.steps=10")
+    (run,) = (folder / "runs").iterdir()
+    return run
 
 
 def lasting(run: Path) -> list[tuple[int, dict[str, Any]]]:
@@ -108,3 +131,102 @@ def lasting_records() -> Callable[[Path], list[tuple[int, dict[str, Any]]]]:
 @pytest.fixture
 def event_series() -> Callable[[Path], dict[str, list[tuple[int, float]]]]:
     return series
+
+
+class Cluster:
+    """A Ray cluster of this machine: a head with a dashboard and token authentication, and more nodes on request."""
+
+    def __init__(self, folder: Path) -> None:
+        # short: the paths of Ray's sockets must stay under 108 bytes
+        self.directory = Path(tempfile.mkdtemp(prefix="icrl-", dir="/tmp"))
+        self.home = folder / "head-home"
+        self.home.mkdir()
+        self.token = folder / "token"
+        self.token.touch(mode=0o600)
+        self.token.write_text(secrets.token_hex(32))
+        self.port, self.dashboard = free_ports(2)
+        self.address = f"127.0.0.1:{self.port}"
+        self.url = f"http://127.0.0.1:{self.dashboard}"
+
+    def start(self, cpus: int) -> None:
+        agent, client = free_ports(2)
+        self._ray(
+            "--head", f"--port={self.port}", f"--dashboard-port={self.dashboard}", f"--dashboard-agent-listen-port={agent}",
+            f"--ray-client-server-port={client}", f"--num-cpus={cpus}", f"--temp-dir={self.directory}",
+        )  # fmt: skip
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a command needs to talk to it."""
+        return {"HOME": str(self.home), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
+
+    def add_node(self, cpus: int) -> psutil.Process:
+        """One more node; its raylet."""
+        before = {raylet.pid for raylet in self._raylets()}
+        self._ray(f"--address={self.address}", f"--num-cpus={cpus}")
+        (raylet,) = [raylet for raylet in self._raylets() if raylet.pid not in before]
+        return raylet
+
+    def _ray(self, *arguments: str) -> None:
+        """`ray start`; the entrypoints of jobs find `python` on the PATH that the head was started with."""
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        command = [
+            sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, "--node-ip-address=127.0.0.1",
+            "--min-worker-port=0", "--max-worker-port=0", "--object-store-memory=100000000", "--disable-usage-stats",
+        ]  # fmt: skip
+        environment = os.environ | self.environment | {"PATH": path}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def _daemons(self) -> list[psutil.Process]:
+        """What `ray start` left running: everything that names this cluster's directory or its port."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                line = " ".join(process.cmdline())
+                if str(self.directory) in line or ("ray.util.client.server" in line and self.address in line):
+                    found.append(process)
+        return found
+
+    def _raylets(self) -> list[psutil.Process]:
+        return [process for process in self._daemons() if process.name() == "raylet"]
+
+    def end(self) -> None:
+        """Kill its processes, and no others."""
+        processes = set(self._daemons())
+        for daemon in tuple(processes):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                processes |= set(daemon.children(recursive=True))
+        kill(processes)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def kill(processes: Iterable[psutil.Process]) -> None:
+    """SIGKILL, and wait for the ends."""
+    processes = list(processes)
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=20)
+
+
+def free_ports(count: int) -> list[int]:
+    """Below the range that the system hands out itself, and outside of Ray's default for its workers."""
+    found: list[int] = []
+    while len(found) < count:
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+    return found
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One head for the tests of a module."""
+    started = Cluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        started.start(cpus=2)
+        yield started
+    finally:
+        started.end()
