@@ -10,26 +10,23 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from eval import style
 from eval.line_up import TRANSFORMER, Role
 from eval.regret import Z_95, Ratio
 from eval.results import Curve, Results, is_uniform
-from icrl.files import atomic_write
+from eval.style import INK, PALETTE, QUIET
 
 STEM = "regret"
 
 _LEFT, _BETWEEN = 0.05, 0.05
 """Fractions of the width, left of the first panel and of the second one's axis."""
 
-_INK, _QUIET = "#1a1a1a", "#666666"
 _COLOURS = {"transformer": "#D55E00", "teacher": "#0072B2"}
-_OTHERS = ("#117733", "#AA4499", "#999933", "#44AA99", "#332288", "#882255")
-"""From Okabe and Ito's palette and Tol's muted one: told apart with the common colour-vision deficiencies."""
 _UNIFORM = "#767676"
 _DASHES: tuple[tuple[int, tuple[float, ...]], ...] = (
     (0, (6, 2)),
@@ -40,13 +37,6 @@ _DASHES: tuple[tuple[int, tuple[float, ...]], ...] = (
     (0, (10, 3)),
 )
 _LEADER: dict[str, object] = {"arrowstyle": "-", "linewidth": 0.7, "shrinkA": 1, "shrinkB": 1}
-_SETTINGS = {
-    "svg.hashsalt": "icrl",
-    "svg.fonttype": "path",
-    "font.family": "DejaVu Sans",
-    "font.size": 9.0,
-    "axes.unicode_minus": True,
-}
 
 
 @dataclass(frozen=True)
@@ -63,17 +53,8 @@ class _Line:
 
 def draw(results: Results, directory: Path) -> list[Path]:
     """Write regret.png, regret.svg and regret.csv to the directory, each atomically."""
-    directory.mkdir(exist_ok=True)
-    # the settings are restored afterwards: the caller's matplotlib stays as it was
-    with matplotlib.style.context(["default", _SETTINGS]):
-        figure = _figure(results)
-        contents = {"png": _rendered(figure, "png"), "svg": _rendered(figure, "svg"), "csv": _csv(results)}
-    paths = []
-    for suffix, content in contents.items():
-        path = directory / f"{STEM}.{suffix}"
-        atomic_write(path, content)
-        paths.append(path)
-    return paths
+    with style.settings():
+        return style.write(_figure(results), _csv(results), directory, STEM)
 
 
 def _csv(results: Results) -> bytes:
@@ -86,13 +67,6 @@ def _csv(results: Results) -> bytes:
             for t, (mean, error) in enumerate(zip(curve.mean, curve.standard_error, strict=True), 1):
                 writer.writerow((quantity, t, name, mean, error))
     return text.getvalue().encode()
-
-
-def _rendered(figure: Figure, suffix: str) -> bytes:
-    buffer = io.BytesIO()
-    metadata = {"Date": None} if suffix == "svg" else {"Software": None}
-    figure.savefig(buffer, format=suffix, dpi=160, metadata=metadata)
-    return buffer.getvalue()
 
 
 def _figure(results: Results) -> Figure:
@@ -114,9 +88,9 @@ def _figure(results: Results) -> Figure:
     for axes in (left, right):
         _label_ends(axes, lines)
     question, answer = _headline(results)
-    figure.text(_LEFT, 0.935, question, fontsize=13, fontweight="bold", color=_INK)
-    figure.text(_LEFT, 0.88, answer, fontsize=10, color=_INK)
-    figure.text(_LEFT, 0.03, _caption(results), fontsize=8, color=_QUIET)
+    figure.text(_LEFT, 0.935, question, fontsize=13, fontweight="bold", color=INK)
+    figure.text(_LEFT, 0.88, answer, fontsize=10, color=INK)
+    figure.text(_LEFT, 0.03, _caption(results), fontsize=8, color=QUIET)
     return figure
 
 
@@ -140,7 +114,7 @@ def _lines(results: Results) -> list[_Line]:
         elif algorithm == "uniform":
             lines.append(_Line(name, result.role, _UNIFORM, (0, (2, 2))))
         else:
-            lines.append(_Line(name, result.role, _OTHERS[others % len(_OTHERS)], _DASHES[others % len(_DASHES)]))
+            lines.append(_Line(name, result.role, PALETTE[others % len(PALETTE)], _DASHES[others % len(_DASHES)]))
             others += 1
     return lines
 
@@ -167,15 +141,11 @@ def _panel(axes: Axes, title: str, lines: list[_Line], curves: list[Curve]) -> N
             zorder=level,
             gid=f"curve-{line.name}",
         )
-    axes.set_title(title, loc="left", fontsize=10, color=_INK, pad=10)
-    axes.set_xlabel("round t", color=_INK)
+    axes.set_title(title, loc="left", fontsize=10, color=INK, pad=10)
+    axes.set_xlabel("round t", color=INK)
     axes.set_xlim(1, max(2, len(curves[0].mean)))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.grid(axis="y", color="#e6e6e6", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#999999")
-    axes.tick_params(colors=_QUIET, which="both", labelsize=8)
+    style.plain(axes)
 
 
 def _label_ends(axes: Axes, lines: list[_Line], gap: float = 0.062) -> None:
