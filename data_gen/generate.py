@@ -56,12 +56,13 @@ def _silent(_: Progress) -> None:
     pass
 
 
-def generate(config: Config, *, progress: Callable[[Progress], None] = _silent) -> Summary:
+def generate(config: Config, *, progress: Callable[[Progress], None] = _silent, patience: float = 0.0) -> Summary:
     """Write the missing shards of the dataset of a config; a complete dataset returns at once, without a lock.
 
     With `dataset.actors` 0 in this process; otherwise with actors of the Ray that this process is connected to, each
     with one CPU. An actor that dies is started again and its shard written again. The dataset is locked for as long as
     this runs, whatever was left by a killed run is swept, and the bytes do not depend on the number of actors.
+    `patience` is how many seconds to wait for another process that generates the same dataset.
 
     Raises:
         ValueError: if the dataset is of another recipe, in use, or too large for its disk; if Ray is not running.
@@ -72,7 +73,7 @@ def generate(config: Config, *, progress: Callable[[Progress], None] = _silent) 
         return _summary(config, [], 0, started)
     require_free(found.dataset, found.bytes_needed)
     make_directory(found.dataset)
-    with locked(found.dataset / LOCK_FILE):
+    with locked(found.dataset / LOCK_FILE, patience=patience):
         sweep_partials(found.dataset)
         initialise(found.dataset, config, environment())
         tasks = plan(config).tasks
@@ -128,6 +129,8 @@ def _written_by_actors(config: Config, dataset: Path, tasks: Sequence[ShardTask]
 
     remote: Any = ray.remote(
         num_cpus=1,
+        # over all nodes, and never inside the reservation of a sweep's trial, which has no CPU to give
+        scheduling_strategy="SPREAD",
         max_restarts=-1,
         max_task_retries=-1,
         runtime_env={"env_vars": dict.fromkeys(_THREADS, "1")},

@@ -13,12 +13,14 @@ import os
 import secrets
 import shutil
 import socket
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 PARTIAL = ".partial"
 """Suffix of a file that is still being written: `.<name>.<pid>-<token>.partial`, beside its target."""
+_LOCK_POLL_S = 0.2
 
 
 def atomic_write(path: Path, data: bytes | Iterable[Any], *, durable: bool = True) -> None:
@@ -129,21 +131,26 @@ def require_free(path: Path, needed: int) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, *, patience: float = 0.0) -> Iterator[None]:
     """Hold a lock file for as long as the block runs; the lock dies with its holder, even by kill -9.
 
     The file stays behind, empty: removing it would let two processes lock two files of one name.
 
     Raises:
-        ValueError: if another process holds it; names the process.
+        ValueError: if another process holds it for longer than `patience` seconds; names the process.
     """
+    deadline = time.monotonic() + patience
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 256, 0).decode(errors="replace").strip() or "(just starting)"
-            raise ValueError(f"{path.parent} is in use by process {holder}") from None
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    holder = os.pread(descriptor, 256, 0).decode(errors="replace").strip() or "(just starting)"
+                    raise ValueError(f"{path.parent} is in use by process {holder}") from None
+                time.sleep(_LOCK_POLL_S)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()} on {socket.gethostname()}".encode(), 0)
         try:
