@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from icrl.rollout.loop import play
 
 from eval.line_up import Entrant, line_up
 from icrl import algorithms
@@ -19,6 +18,7 @@ from icrl.algorithms import Algorithm
 from icrl.config import Config
 from icrl.model import Transformer
 from icrl.policy import TransformerPolicy
+from icrl.rollout.loop import play
 from icrl.streams import Split
 
 MAX_BATCH = 512
