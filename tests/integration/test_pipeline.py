@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,9 @@ def until(condition: Callable[[], object], patience: float = 120) -> None:
 
 
 @pytest.fixture
-def job(config: Path, tmp_path: Path) -> Iterator[list[str]]:
+def job(config: Path, tmp_path: Path) -> list[str]:
     """The arguments of the job; its dataset is made by two Ray actors."""
-    yield [str(config), f"storage.root={tmp_path / 'root'}", "dataset.actors=2"]
+    return [str(config), f"storage.root={tmp_path / 'root'}", "dataset.actors=2"]
 
 
 def test_one_command_survives_the_kill_of_a_worker_and_writes_the_whole_run_directory(
