@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from cluster.commands.jobs import list_jobs, logs, status, stop
 from cluster.commands.run import run
+from cluster.commands.submit import submit
 from icrl import cli
 
 app = cli.application("Run experiments on Ray.")
@@ -14,6 +16,11 @@ def commands() -> None:
 
 
 app.command("run", context_settings=cli.LENIENT)(run)
+app.command("submit", context_settings=cli.LENIENT)(submit)
+app.command("status")(status)
+app.command("logs")(logs)
+app.command("stop")(stop)
+app.command("list")(list_jobs)
 
 
 if __name__ == "__main__":

@@ -37,13 +37,13 @@ class PipelinePlan:
         )
 
 
-def check_all(loaded: Loaded) -> PipelinePlan:
-    """Every check of every stage, before any work; writes nothing.
+def check_all(loaded: Loaded, gpus: int | None = None) -> PipelinePlan:
+    """Every check of every stage, before any work; writes nothing. `gpus` are a cluster's; None: this machine's.
 
     Raises:
         ConfigError, ValueError: the first stage that cannot run, and why.
     """
-    training = check(loaded)
+    training = check(loaded, gpus)
     check_line_up(loaded.config)
     dataset = plan(loaded.config)
     require_free(dataset.dataset, dataset.bytes_needed)

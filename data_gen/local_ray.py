@@ -21,7 +21,7 @@ from icrl.config import Config
 _OBJECT_STORE_BYTES = 150_000_000
 """Trajectories never pass through it; this is room for Ray's own messages."""
 
-_QUIET = {
+QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_DEDUP_LOGS": "1",
@@ -49,12 +49,12 @@ def local_ray(*, at_least: int = 1, verbose: bool = False, logs: Path | None = N
     checkout = str(Path(__file__).resolve().parent.parent)
     python_path = [checkout, *filter(None, [os.environ.get("PYTHONPATH")])]
     settings = {
-        **_QUIET,
+        **QUIET,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "PYTHONPATH": os.pathsep.join(python_path),
     }
-    with _environment(settings), _terminating():
+    with _environment(settings), terminating():
         import ray
 
         try:
@@ -108,7 +108,7 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _terminating() -> Iterator[None]:
+def terminating() -> Iterator[None]:
     """SIGTERM ends the block as an exception would, so that Ray is stopped; exit code 143."""
 
     def leave(number: int, frame: FrameType | None) -> None:

@@ -74,14 +74,17 @@ def read(path: Path, overrides: Sequence[str] | None, print_config: bool = False
     unknown = [entry for entry in overrides or () if entry.startswith("-") and "=" not in entry]
     if unknown:
         raise ValueError(f"unknown option {unknown[0]}: see --help; a value is changed with key=value")
-    loaded = load(path, overrides or ())
-    # absolute from here on: Ray's workers have other working directories
-    root = StorageConfig(str(Path(loaded.config.storage.root).expanduser().absolute()))
-    loaded = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, storage=root))
+    loaded = absolute_root(load(path, overrides or ()))
     if print_config:
         typer.echo(dump(loaded.config), nl=False)
         raise typer.Exit(0)
     return loaded
+
+
+def absolute_root(loaded: Loaded) -> Loaded:
+    """With `storage.root` taken against this process's directory: Ray's workers have others."""
+    root = StorageConfig(str(Path(loaded.config.storage.root).expanduser().absolute()))
+    return dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, storage=root))
 
 
 def stderr_is_terminal() -> bool:

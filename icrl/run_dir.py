@@ -25,6 +25,8 @@ from icrl.files import atomic_write, locked, read_json, write_json
 State = Literal["created", "training", "trained", "stopped", "failed", "diverged", "done"]
 
 _PACKAGES = ("torch", "deepspeed", "ray", "zarr", "numpy", "numba", "omegaconf", "tensorboardX")
+COMMIT_VARIABLE = "ICRL_COMMIT"
+"""Environment variable with the commit of a packaged checkout, which has no history of its own."""
 _OWN_FILES = frozenset({"run.json", "config.yaml", "resolved.yaml", "env.json", "logs", ".lock"})
 
 
@@ -54,7 +56,7 @@ def environment() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The checkout's commit, with `+changes` where it has some; None outside a checkout."""
+    """The checkout's commit, with `+changes` where it has some; outside a checkout `COMMIT_VARIABLE`, or None."""
     here = Path(__file__).resolve().parent.parent
 
     def git(*arguments: str) -> str | None:
@@ -65,7 +67,9 @@ def commit() -> str | None:
         return done.stdout.strip() if done.returncode == 0 else None
 
     head = git("rev-parse", "HEAD")
-    return head and head + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    if head is None:
+        return os.environ.get(COMMIT_VARIABLE) or None
+    return head + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,10 @@ class TrainPlan:
         )
 
 
-def check(loaded: Loaded) -> TrainPlan:
+def check(loaded: Loaded, gpus: int | None = None) -> TrainPlan:
     """Everything about training that can be refused before work begins, short of the dataset.
+
+    `gpus` are those of the cluster it will run on; None: this machine's.
 
     Raises:
         ConfigError: the batch does not divide over the workers.
@@ -67,7 +69,7 @@ def check(loaded: Loaded) -> TrainPlan:
     from icrl.model import Transformer
 
     config = loaded.config
-    gpus = torch.cuda.device_count()
+    gpus = torch.cuda.device_count() if gpus is None else gpus
     workers = worker_count(config, gpus)
     if problems := list(batch_problems(config.train, workers)):
         raise ConfigError(problems)

@@ -2,41 +2,56 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack
 
 import typer
 
+from cluster.commands.options import Address
 from icrl import cli
 
 
 def run(
     config: cli.ConfigPath,
     overrides: cli.Overrides = None,
+    address: Address = None,
     dry_run: cli.DryRun = False,
     print_config: cli.PrintConfig = False,
     verbose: cli.Verbose = False,
 ) -> None:
     """Generate, pretrain and evaluate; the same command resumes."""
-    with cli.usage_errors():
-        loaded = cli.read(config, overrides, print_config)
-        from cluster.pipeline import check_all, run_pipeline
+    with ExitStack() as ray:
+        with cli.usage_errors():
+            loaded = cli.read(config, overrides, print_config)
+            from cluster.pipeline import check_all, run_pipeline
 
-        planned = check_all(loaded)
-    cli.say(planned.describe(loaded))
-    if dry_run:
-        return
-    from data_gen.local_ray import local_ray
-    from icrl.progress import Progress
+            if address is None:
+                planned = check_all(loaded)
+            else:
+                from cluster.capacity import gpu_count, require_capacity
+                from cluster.package import connection
 
-    idle = planned.dataset.complete and planned.train.finished
-    workers = planned.train.workers * loaded.config.train.threads
-    logs = planned.train.run.logs
-    try:
-        with nullcontext() if idle else local_ray(at_least=workers, verbose=verbose, logs=logs), Progress() as progress:
-            code = run_pipeline(loaded, planned, progress)
-    except KeyboardInterrupt:
-        code = cli.INTERRUPTED
-    path = planned.train.run.path
+                ray.enter_context(connection(address, verbose=verbose))
+                planned = check_all(loaded, gpu_count())
+                require_capacity(loaded, planned.train)
+        cli.say(planned.describe(loaded))
+        if dry_run:
+            return
+        from data_gen.local_ray import local_ray
+        from icrl.progress import Progress
+
+        path = planned.train.run.path
+        workers = planned.train.workers * loaded.config.train.threads
+        idle = planned.dataset.complete and planned.train.finished
+        try:
+            if address is None and not idle:
+                ray.enter_context(local_ray(at_least=workers, verbose=verbose, logs=planned.train.run.logs))
+            with Progress() as progress:
+                code = run_pipeline(loaded, planned, progress)
+        except KeyboardInterrupt:
+            code = cli.INTERRUPTED
+        except SystemExit as stop:  # SIGTERM outside of training
+            code = int(stop.code or 0)
+            cli.say("stopped; the same command resumes")
     figure = path / "figures" / "regret.png"
     if figure.exists():
         cli.say(f"figure          {figure}")

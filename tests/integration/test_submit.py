@@ -1,0 +1,201 @@
+"""`python -m cluster submit` and its companions against a real head: own HOME, ports and directory, token on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.package import Package
+
+pytestmark = pytest.mark.ray
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def only_run(root: Path) -> Path:
+    (run,) = (root / "runs").iterdir()
+    return run
+
+
+def weights(root: Path) -> bytes:
+    return (only_run(root) / "model.safetensors").read_bytes()
+
+
+@pytest.fixture
+def talking(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The cluster, with what a user of it has in the environment."""
+    for name, value in (cluster.environment | {"RAY_API_SERVER_ADDRESS": cluster.url}).items():
+        monkeypatch.setenv(name, value)
+    return cluster
+
+
+def test_a_job_runs_to_its_end_with_its_results_under_the_root(
+    talking: Any, config: Path, tmp_path: Path, commands: Any
+) -> None:
+    root = tmp_path / "shared"
+    output = commands.run("cluster", "submit", "--", "run", config, f"storage.root={root}", "dataset.actors=2")
+    run = only_run(root)
+    assert (run / "results.json").stat().st_size > 0
+    assert json.loads((run / "status.json").read_text())["state"] == "done"
+    assert (run / "env.json").exists()
+    assert json.loads((run / "env.json").read_text())["commit"], "the package has no history, yet the commit is known"
+    job = output.split()[1]
+    assert job.startswith("tiny-")
+    assert job.endswith("-1")
+    assert "transformer " in output, "the log was followed"
+    assert f"{job} SUCCEEDED" in output
+    assert sorted(path.name for path in root.iterdir()) == ["data", "runs"]
+
+    shown = commands.run("cluster", "status", job.removesuffix("-1"))
+    assert "SUCCEEDED" in shown
+    assert str(run) in shown
+    assert job in commands.run("cluster", "list")
+    assert "transformer " in commands.run("cluster", "logs", job)
+
+    # a job that fails: its own exit code comes back; here the teacher's regret is a bar out of reach
+    failing = [*commands_of(config, root), "eval.expect.teacher_ratio=0.01"]
+    output = commands.run("cluster", "submit", "--", *failing, "train.steps=6", code=1)
+    assert "FAILED (1)" in output
+    # and one that the cluster could never place says so, as a usage error
+    output = commands.run("cluster", "submit", "--", *failing, "train.workers=8", "train.threads=2", code=2)
+    assert "on this cluster" in output
+    assert "FAILED (2)" in output
+    assert "Traceback" not in output
+
+
+def commands_of(config: Path, root: Path) -> list[str]:
+    return ["run", str(config), f"storage.root={root}", "dataset.actors=2"]
+
+
+def test_a_stop_in_mid_training_resumes_with_the_next_submit_to_the_same_weights(
+    talking: Any, config: Path, tmp_path: Path, commands: Any
+) -> None:
+    root = tmp_path / "shared"
+    words = [*commands_of(config, root), "train.steps=400", "train.checkpoint_every=1000"]
+    started = commands.run("cluster", "submit", "--no-wait", "--", *words)
+    job = started.split()[1]
+    deadline = time.monotonic() + 120
+    while not any(metrics.read_text().count("\n") > 4 for metrics in root.glob("runs/*/metrics.jsonl")):
+        assert time.monotonic() < deadline, commands.run("cluster", "logs", job)
+        time.sleep(0.1)
+
+    again = commands.run("cluster", "submit", "--no-wait", "--", *words)
+    assert f"{job} (runs already)" in again, "submitting twice starts no second job"
+    stopped = commands.run("cluster", "stop", job)
+    assert f"{job} STOPPED" in stopped
+    status = json.loads((only_run(root) / "status.json").read_text())
+    assert status["state"] == "stopped"
+    assert 0 < status["step"] < 400
+    assert [path.name for path in (only_run(root) / "checkpoints").iterdir()] == [f"step-{status['step']:08d}"]
+    assert "has ended already: STOPPED" in commands.run("cluster", "stop", job)
+    commands.run("cluster", "logs", "-f", job, code=143)
+
+    output = commands.run("cluster", "submit", "--", *words)
+    assert f"{job[:-1]}2 SUCCEEDED" in output
+
+    plain = tmp_path / "plain"
+    commands.run("data_gen", config, f"storage.root={plain}")
+    commands.run("train", config, f"storage.root={plain}", *words[4:])
+    assert weights(root) == weights(plain)
+
+
+def test_wrong_token_no_token_and_no_cluster_are_one_message_each(
+    talking: Any, tmp_path: Path, commands: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--", "run", CHECKOUT / "configs" / "demo.yaml"]
+
+    def refused(*arguments: object) -> str:
+        begun = time.monotonic()
+        output: str = commands.run("cluster", *arguments, code=2)
+        assert output.startswith("error: ")
+        assert len(output.splitlines()) == 1, output
+        assert time.monotonic() - begun < 40, "refused within seconds; imports on a busy machine take most of this"
+        return output
+
+    wrong = tmp_path / "wrong"
+    wrong.write_text("0" * 64)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(wrong))
+    output = refused("submit", *words)
+    assert "does not take this token" in output
+    assert talking.url in output
+    assert "takes no connection" in refused("run", words[-1], "--address", talking.address)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    output = refused("list")
+    assert "asks for a token" in output
+    assert "RAY_AUTH_TOKEN_PATH" in output
+    nobody = "127.0.0.1:1"
+    assert f"--address http://{nobody}: no Ray cluster answers" in refused("submit", "--address", nobody, *words)
+    assert f"--address {nobody}: no Ray cluster answers" in refused("run", words[-1], "--address", nobody)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--", "run", "configs/demo.yaml", "train.stpes=3"], "did you mean train.steps?"),
+        (["--", "run", "configs/none.yaml"], "an existing YAML file"),
+        (["--", "fly", "configs/demo.yaml"], "begins with run or sweep, got fly"),
+        (["--", "run", "configs/demo.yaml", "--dry-run"], "options of submit come before --"),
+        (["--address", "http://10.0.0.7:8265", "--", "run", "configs/demo.yaml"], "--allow-plain-http"),
+        (["--address", "ray://10.0.0.7:10001", "--", "run", "configs/demo.yaml"], "expected the http(s) address"),
+        (["--address", "https://ray.example", "--", "run", "configs/demo.yaml"], "add storage.root=/shared/path"),
+        (["--name", "No Good", "--", "run", "configs/demo.yaml"], "--name No Good: expected lower-case"),
+    ],
+)
+def test_what_is_refused_before_anything_is_sent(arguments: list[str], expected: str, commands: Any) -> None:
+    output = commands.run("cluster", "submit", *arguments, code=2)
+    assert expected in output
+    assert "Traceback" not in output
+
+
+def test_a_checkout_that_is_too_large_is_refused_with_what_is_large(tmp_path: Path) -> None:
+    copy = tmp_path / "checkout"
+    package = Package.of()
+    for file in package.files:
+        (copy / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(package.root / file, copy / file)
+    for folder in ("data", "runs", ".git", "scratch/model"):
+        (copy / folder).mkdir(parents=True)
+        with (copy / folder / "blob").open("wb") as blob:
+            blob.truncate(101 * 2**20)
+    command = [sys.executable, "-m", "cluster", "submit", "--dry-run"]
+    inner = ["--", "run", "configs/demo.yaml"]
+
+    def run(*options: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, *options, *inner],
+            cwd=copy,
+            env=os.environ,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    done = run()
+    assert done.returncode == 2
+    assert "scratch/model/" in done.stderr
+    assert "--exclude scratch/model" in done.stderr
+    done = run("--exclude", "scratch/model")
+    assert done.returncode == 0, done.stderr
+    assert f"storage.root={copy}" in done.stdout, "a head on this machine shares the caller's directory"
+    assert "configs/demo.yaml" in done.stdout
+
+
+def test_equal_contents_are_equal_packages(tmp_path: Path) -> None:
+    package = Package.of()
+    names = {file.as_posix() for file in package.files}
+    assert {"cluster/submit.py", "configs/demo.yaml", "icrl/config/schema.py"} <= names
+    assert not [
+        name for name in names if name.startswith((".git/", "data/", "runs/", ".venv/")) or "__pycache__" in name
+    ]
+    first = package.write(tmp_path / "first.zip", {"submitted.yaml": "name: x\n"})
+    second = package.write(tmp_path / "second.zip", {"submitted.yaml": "name: x\n"})
+    assert first.read_bytes() == second.read_bytes()
