@@ -42,8 +42,9 @@ def local_ray(*, at_least: int = 1, verbose: bool = False, logs: Path | None = N
     in `logs`, when that directory exists at the end.
     """
     # short: the paths of Ray's sockets must stay under 108 bytes
-    directory = Path(tempfile.mkdtemp(prefix="icrl-ray-", dir="/tmp"))
-    token = directory / "token"
+    private = Path(tempfile.mkdtemp(prefix="icrl-ray-", dir="/tmp"))
+    directory = private / "r"  # Ray opens it to everybody; what it lies in stays closed
+    token = private / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
     checkout = str(Path(__file__).resolve().parent.parent)
@@ -52,6 +53,8 @@ def local_ray(*, at_least: int = 1, verbose: bool = False, logs: Path | None = N
         **QUIET,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
+        # without it Ray puts the machine's outward address in place of 127.0.0.1 and listens on every interface
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "PYTHONPATH": os.pathsep.join(python_path),
     }
     with _environment(settings), terminating():
@@ -59,6 +62,7 @@ def local_ray(*, at_least: int = 1, verbose: bool = False, logs: Path | None = N
 
         try:
             ray.init(
+                address="local",
                 num_cpus=max(at_least, os.cpu_count() or 1),
                 include_dashboard=False,
                 object_store_memory=_OBJECT_STORE_BYTES,
@@ -72,7 +76,7 @@ def local_ray(*, at_least: int = 1, verbose: bool = False, logs: Path | None = N
             ray.shutdown()
             if logs is not None and logs.is_dir():
                 _keep_logs(directory, logs / "ray")
-            shutil.rmtree(directory, ignore_errors=True)
+            shutil.rmtree(private, ignore_errors=True)
 
 
 def _keep_logs(directory: Path, target: Path) -> None:
