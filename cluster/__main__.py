@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from cluster.commands.board import board
 from cluster.commands.jobs import list_jobs, logs, status, stop
 from cluster.commands.run import run
+from cluster.commands.runs import runs
 from cluster.commands.submit import submit
 from icrl import cli
 
@@ -21,6 +23,8 @@ app.command("status")(status)
 app.command("logs")(logs)
 app.command("stop")(stop)
 app.command("list")(list_jobs)
+app.command("board")(board)
+app.add_typer(runs, name="runs")
 
 
 if __name__ == "__main__":

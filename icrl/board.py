@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import tensorboardX.summary
 from tensorboardX import SummaryWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
@@ -30,6 +31,9 @@ from icrl.run_dir import RunDirectory
 
 Record = dict[str, Any]
 """step, time (seconds since 1970), tags: name -> value; images: name -> PNG file, relative to the run, if any."""
+
+CHOSEN_HPARAMS = "hparams.json"
+"""File of a run directory: the values that are shown as its hparams, by dotted path of the config."""
 
 GROUPS = ("train", "eval", "theory", "perf", "data", "health")
 
@@ -62,7 +66,8 @@ class Board:
         for summary in hparams.begin(values, began):
             self._writer.file_writer.add_summary(summary, 0, began)
         resolved = (run.path / "resolved.yaml").read_text()
-        self._writer.add_text("config", f"```yaml\n{masked_yaml(resolved)}```", 0, walltime=began)
+        config = _text("resolved_config", f"```yaml\n{masked_yaml(resolved)}```")
+        self._writer.file_writer.add_summary(config, 0, began)
         for record in kept:
             self._write(record)
         self._stream = run.metrics.open("ab")
@@ -108,33 +113,35 @@ class Board:
                 self._writer.file_writer.add_summary(_image(tag, png), record["step"], record["time"])
 
 
-def choose_hparams(run: RunDirectory, values: Mapping[str, Value]) -> None:
+def choose_hparams(run: RunDirectory, values: Mapping[str, Any]) -> None:
     """Show these values as the run's hparams in place of the default ones, from the next time its board is opened.
 
     Keys are dotted paths of the config; the board shows their last words. A sweep names what varies in it. `run` must
-    have been opened with `RunDirectory.open`.
+    have been opened with `RunDirectory.open`. What is neither a number nor a text is shown as JSON.
     """
-    write_json(run.path / _CHOSEN, dict(values))
+    shown = {key: value if isinstance(value, Value) else json.dumps(value) for key, value in values.items()}
+    write_json(run.path / CHOSEN_HPARAMS, shown)
 
 
-def settle(run: RunDirectory) -> Outcome | None:
+def settle(run: RunDirectory, outcome: Outcome | None = None) -> Outcome | None:
     """Close the board of a run that ended without doing so, and return the outcome it then shows, None while open.
 
     For whoever finds the run later: a failed one, or one that a kill left behind in mid-training. A run that somebody
-    works on (None), or that was stopped, stays as it is. The caller must not hold the run's lock.
+    works on, or that was stopped, stays as it is; `outcome` closes one that was stopped for good. The caller must not
+    hold the run's lock.
     """
+    state = run.status()["state"]
+    outcome = outcome or ("FAILURE" if state == "training" else _OUTCOMES.get(state))
+    shown = recorded_outcome(run)
+    if outcome is None or outcome == shown or not run.metrics.exists():
+        return shown
     with contextlib.ExitStack() as held:
         try:
             held.enter_context(run.lock())
         except (ValueError, OSError):  # somebody works on it, or it is not ours to write
-            return None
-        shown = recorded_outcome(run)
-        state = run.status()["state"]
-        outcome = "FAILURE" if state == "training" else _OUTCOMES.get(state)
-        if outcome is not None and outcome != shown and run.metrics.exists():
-            Board(run, keep=lambda record: True).close(outcome)
-            return outcome
-        return shown
+            return shown
+        Board(run, keep=lambda record: True).close(outcome)
+    return outcome
 
 
 def recorded_outcome(run: RunDirectory) -> Outcome | None:
@@ -151,7 +158,7 @@ def write_snapshot(directory: Path, step: int, texts: Mapping[str, str], images:
     directory.mkdir(parents=True, exist_ok=True)
     writer = _fresh_writer(directory)
     for tag, text in texts.items():
-        writer.add_text(tag, text, step)
+        writer.file_writer.add_summary(_text(tag, text), step)
     for tag, png in images.items():
         writer.file_writer.add_summary(_image(tag, png), step)
     writer.close()
@@ -162,12 +169,9 @@ def event_files(directory: Path) -> list[Path]:
     return sorted(directory.glob("events.out.tfevents.*"))
 
 
-_CHOSEN = "hparams.json"
-
-
 def _session(run: RunDirectory) -> tuple[dict[str, Value], float]:
     """The run's hparams, secrets masked, and when it was created."""
-    chosen = run.path / _CHOSEN
+    chosen = run.path / CHOSEN_HPARAMS
     values = read_json(chosen) if chosen.exists() else hparams.shown_by_default(run.config())
     return mask(values), read_json(run.path / "run.json")["created"]
 
@@ -180,6 +184,13 @@ def _fresh_writer(directory: Path) -> SummaryWriter:
     for path in old:
         path.unlink(missing_ok=True)
     return writer
+
+
+def _text(tag: str, text: str) -> Summary:
+    """Markdown under the tag as it is given; tensorboardX would lengthen it."""
+    summary = tensorboardX.summary.text(tag, text)
+    summary.value[0].tag = tag
+    return summary
 
 
 def _image(tag: str, png: Path) -> Summary:
