@@ -1,7 +1,7 @@
 """The run directory: layout, identity and status. The one truth about a run, whoever hosts it.
 
-run.json config.yaml resolved.yaml env.json status.json metrics.jsonl tb/ checkpoints/step-*/
-model.safetensors model.json results.json figures/ logs/
+run.json config.yaml resolved.yaml env.json status.json metrics.jsonl events.out.tfevents.* checkpoints/step-*/
+model.safetensors model.json results.json figures/ logs/ hparams.json
 """
 
 from __future__ import annotations
@@ -85,10 +85,6 @@ class RunDirectory:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
-
-    @property
-    def board(self) -> Path:
-        return self.path / "tb"
 
     @property
     def figures(self) -> Path:

@@ -55,7 +55,7 @@ def run(
     figure = path / "figures" / "regret.png"
     if figure.exists():
         cli.say(f"figure          {figure}")
-    if (path / "tb").exists():
-        cli.say(f"board           tensorboard --logdir {path / 'tb'}")
+    if (path / "metrics.jsonl").exists():
+        cli.say(f"board           python -m cluster board {path}")
     cli.say(f"next            python -m eval {path} eval.environments=2000" if code == 0 else f"run directory   {path}")
     raise typer.Exit(code)
