@@ -24,7 +24,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
 
 from icrl import hparams
-from icrl.files import atomic_write, read_json, write_json
+from icrl.files import atomic_write, read_json
 from icrl.hparams import Outcome, Value
 from icrl.masking import mask, masked_yaml
 from icrl.run_dir import RunDirectory
@@ -120,7 +120,8 @@ def choose_hparams(run: RunDirectory, values: Mapping[str, Any]) -> None:
     have been opened with `RunDirectory.open`. What is neither a number nor a text is shown as JSON.
     """
     shown = {key: value if isinstance(value, Value) else json.dumps(value) for key, value in values.items()}
-    write_json(run.path / CHOSEN_HPARAMS, shown)
+    # in the order given, which is that of the columns
+    atomic_write(run.path / CHOSEN_HPARAMS, json.dumps(shown, indent=2, ensure_ascii=False).encode() + b"\n")
 
 
 def settle(run: RunDirectory, outcome: Outcome | None = None) -> Outcome | None:
