@@ -7,6 +7,7 @@ from cluster.commands.jobs import list_jobs, logs, status, stop
 from cluster.commands.run import run
 from cluster.commands.runs import runs
 from cluster.commands.submit import submit
+from cluster.commands.sweep import sweep
 from icrl import cli
 
 app = cli.application("Run experiments on Ray.")
@@ -18,6 +19,7 @@ def commands() -> None:
 
 
 app.command("run", context_settings=cli.LENIENT)(run)
+app.command("sweep", context_settings=cli.LENIENT)(sweep)
 app.command("submit", context_settings=cli.LENIENT)(submit)
 app.command("status")(status)
 app.command("logs")(logs)

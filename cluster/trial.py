@@ -1,4 +1,4 @@
-"""Hosts the training loop in Ray Train workers.
+"""Hosts the training loop in Ray Train workers, for a command or for a trial of a sweep.
 
 Ray starts the workers, joins them in a process group and starts them again when one dies. It is told metrics and never
 handed a checkpoint: after a restart the loop finds the newest one in the run directory itself.
@@ -6,59 +6,130 @@ handed a checkpoint: after a restart the loop finds the newest one in the run di
 
 from __future__ import annotations
 
+import shutil
 import signal
-import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from icrl.board import read_records
 from icrl.config import Loaded
+from icrl.files import write_json
 from icrl.progress import Progress, watching
 from icrl.run_dir import RunDirectory, State
 from train.launch import TrainPlan
 
 _COLLECTIVE_TIMEOUT_S = 600
 _STOP_POLL_S = 0.5
+_POLL_S = 0.2
+_SCRATCH = ".ray"
+"""In the run directory, so that every node sees it: what Ray Train must write. Nothing is ever read back from it."""
+_VALIDATION = "train/validation_loss"
 
 
 def train_in_ray(loaded: Loaded, plan: TrainPlan, progress: Progress) -> State:
     """Train on the Ray this process is connected to; returns the state the run ended in: trained, stopped or diverged.
 
-    SIGTERM and Ctrl-C ask the workers to stop after a checkpoint; a second Ctrl-C ends at once.
+    For the main thread of a command: SIGTERM and Ctrl-C ask the workers to stop after a checkpoint; a second Ctrl-C
+    ends at once.
 
     Raises:
         RuntimeError: the workers failed more than `train.max_failures` times.
     """
+    plan.run.clear_stop_request()
+    with watching(plan.run, loaded.config.train.steps, progress), _stopping(plan.run):
+        return _fit(loaded, plan, _default_resources(loaded, plan))
+
+
+def train_in_trial(
+    loaded: Loaded, plan: TrainPlan, resources: Mapping[str, float], validated: Callable[[int, float], None]
+) -> State:
+    """The same in any thread, without signals or display; `resources` are those of one worker.
+
+    `validated` is told step and value of each new validation loss. A stop request in the run directory stops the
+    training; it is the caller's to make and to clear.
+
+    Raises:
+        RuntimeError: as `train_in_ray`.
+    """
+    told = 0
+
+    def look() -> None:
+        nonlocal told
+        for record in read_records(plan.run.metrics):
+            if record["step"] > told and _VALIDATION in record["tags"]:
+                told = record["step"]
+                validated(told, record["tags"][_VALIDATION])
+
+    own = own_resources(plan.run, resources)
+    release_reservation(own)
+    return _fit(loaded, plan, own, look)
+
+
+def own_resources(run: RunDirectory, resources: Mapping[str, float]) -> dict[str, float]:
+    """A worker's resources with a few bytes of memory whose number stands for the run: its mark in Ray's tables."""
+    return {**resources, "memory": float(2**20 + zlib.crc32(str(run.path).encode()) % 2**24)}
+
+
+def release_reservation(resources: Mapping[str, float]) -> int:
+    """Give back what a dead trial with these `own_resources` still reserves, and say how many placement groups it was.
+
+    Ray keeps a placement group whose creator was killed until the job ends, and other trials would wait for it.
+    """
+    from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+
+    mark = resources["memory"]
+    left = [
+        key
+        for key, entry in placement_group_table().items()
+        if entry["state"] != "REMOVED" and any(bundle.get("memory") == mark for bundle in entry["bundles"].values())
+    ]
+    for key in left:
+        remove_placement_group(PlacementGroup(_placement_group_id(key)))
+    return len(left)
+
+
+def _default_resources(loaded: Loaded, plan: TrainPlan) -> dict[str, float]:
+    return {"CPU": float(loaded.config.train.threads)} | ({} if plan.device == "CPU" else {"GPU": 1.0})
+
+
+def _fit(
+    loaded: Loaded, plan: TrainPlan, resources: Mapping[str, float], look: Callable[[], None] = lambda: None
+) -> State:
     run = plan.run
-    run.clear_stop_request()
-    with tempfile.TemporaryDirectory(prefix="icrl-train-") as scratch:
-        fit = _Background(lambda: _trainer(loaded, plan, Path(scratch)).fit())
-        with watching(run, loaded.config.train.steps, progress), _stopping(run):
-            fit.start()
-            while fit.is_alive():
-                fit.join(0.2)
+    scratch = run.path / _SCRATCH
+    shutil.rmtree(scratch, ignore_errors=True)
+    fit = _Background(lambda: _trainer(loaded, plan, scratch, resources).fit())
+    fit.start()
+    while fit.is_alive():
+        fit.join(_POLL_S)
+        look()
+    shutil.rmtree(scratch, ignore_errors=True)
     state: State = run.status()["state"]
     if fit.error is not None and state != "diverged":
         raise RuntimeError(f"training failed: {_last_line(fit.error)}; logs are under {run.logs}") from fit.error
     return state
 
 
-def _trainer(loaded: Loaded, plan: TrainPlan, scratch: Path) -> Any:
+def _trainer(loaded: Loaded, plan: TrainPlan, scratch: Path, resources: Mapping[str, float]) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     gpu = plan.device != "CPU"
-    threads = loaded.config.train.threads
     return TorchTrainer(
         _worker,
         train_loop_config={"loaded": loaded},
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_S),
         scaling_config=ScalingConfig(
-            num_workers=plan.workers, use_gpu=gpu, resources_per_worker={"CPU": threads} | ({"GPU": 1} if gpu else {})
+            num_workers=plan.workers,
+            use_gpu=gpu,
+            resources_per_worker=dict(resources),
+            placement_strategy="SPREAD",  # over nodes, where there are several
         ),
         run_config=RunConfig(
             name=plan.run.path.name,
@@ -79,6 +150,7 @@ def _worker(payload: Mapping[str, Any]) -> None:
     loaded: Loaded = payload["loaded"]
     run = RunDirectory.check(loaded)
     torch.set_num_threads(loaded.config.train.threads)
+    _record_nodes(run)
     poll = _StopPoll(run)
 
     def report(step: int, metrics: Mapping[str, float]) -> None:
@@ -88,6 +160,17 @@ def _worker(payload: Mapping[str, Any]) -> None:
         pretrain(loaded.config, run, Hooks(report=report, should_stop=poll))
     except DivergedError:
         return  # recorded in the run directory; starting again would diverge again
+
+
+def _record_nodes(run: RunDirectory) -> None:
+    """Keep in the run's logs which Ray node each rank works on."""
+    import ray
+    import torch.distributed as dist
+
+    nodes: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(nodes, ray.get_runtime_context().get_node_id())
+    if dist.get_rank() == 0:
+        write_json(run.logs / "training.json", {"node_of_rank": nodes})
 
 
 class _StopPoll:
@@ -137,6 +220,12 @@ def _stopping(run: RunDirectory) -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _placement_group_id(text: str) -> Any:
+    from ray._raylet import PlacementGroupID
+
+    return PlacementGroupID(bytes.fromhex(text))
 
 
 def _last_line(error: Exception) -> str:
