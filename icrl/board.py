@@ -148,9 +148,10 @@ def settle(run: RunDirectory, outcome: Outcome | None = None) -> Outcome | None:
 def recorded_outcome(run: RunDirectory) -> Outcome | None:
     """The outcome in the run's event file."""
     for path in event_files(run.path):
-        for event in _events(path):
-            if outcome := hparams.outcome_of(event.summary):
-                return outcome
+        for content in _events(path):
+            # most events are points of curves: only what may be an outcome is parsed
+            if hparams.END_TAG.encode() in content:
+                return hparams.outcome_of(Event.FromString(content).summary)
     return None
 
 
@@ -202,7 +203,7 @@ def _image(tag: str, png: Path) -> Summary:
     return Summary(value=[Summary.Value(tag=tag, image=image)])
 
 
-def _events(path: Path) -> Iterator[Event]:
+def _events(path: Path) -> Iterator[bytes]:
     """The whole events of a file: each is its length (8 bytes), a sum (4), the event and a sum (4)."""
     data = path.read_bytes()
     start = 0
@@ -210,7 +211,7 @@ def _events(path: Path) -> Iterator[Event]:
         (size,) = struct.unpack_from("<Q", data, start)
         if start + size + 16 > len(data):
             return
-        yield Event.FromString(data[start + 12 : start + 12 + size])
+        yield data[start + 12 : start + 12 + size]
         start += size + 16
 
 

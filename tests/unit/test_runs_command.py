@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import socket
 from pathlib import Path
 
@@ -176,3 +177,18 @@ def test_a_remote_board_is_one_ssh_command(tmp_path: Path) -> None:
 )
 def test_the_host_of_an_address(address: str, host: str | None) -> None:
     assert remote_host(address) == host
+
+
+def test_the_commands_of_the_page_on_boards_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [line for line in Path("docs/boards.md").read_text().splitlines() if line.startswith("python -m cluster ")]
+    assert len(lines) >= 10
+    new_run(tmp_path, "run.dir=runs/demo-02740ccf")
+    new_run(tmp_path, "run.dir=runs/demo-ed66e683", "seed=1")
+    new_run(tmp_path, "run.dir=runs/capacity/trials/0000-12345678")
+    monkeypatch.chdir(tmp_path)
+    for line in lines:
+        arguments = shlex.split(line.partition("#")[0].replace("/mnt/icrl", "."))[3:]
+        # a board would stay until Ctrl-C
+        dry = ["--dry-run"] if arguments[0] == "board" and "--dry-run" not in arguments else []
+        assert command(*arguments, *dry).stdout, line
+    assert [found.name for found in find(tmp_path / "runs")] == ["capacity/trials/0000-12345678", "demo-02740ccf"]
