@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
+from data_gen.connected_ray import TOKEN, token_headers
 from icrl.cli import FAILED, TERMINATED
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -30,7 +31,6 @@ _PATIENCE_S = 5.0
 _REQUEST_TIMEOUT = (5.0, 120.0)
 """Seconds to connect and to answer, for requests that carry a package."""
 _POLL_S = 0.5
-_TOKEN = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file with the cluster's token"
 
 
 def usual_address(given: str | None) -> str:
@@ -84,18 +84,11 @@ class Jobs:
             ValueError: no cluster answers, or it does not take the token; with the remedy.
         """
         require_address(url, plain_http=plain_http)
-        if not os.environ.get("RAY_AUTH_MODE") and {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
-            os.environ["RAY_AUTH_MODE"] = "token"
-        from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
-        from ray.exceptions import AuthenticationError
+        headers = token_headers()
         from ray.job_submission import JobSubmissionClient
 
         for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
             logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)
-        try:
-            headers = get_auth_headers_if_auth_enabled({})
-        except (AuthenticationError, RuntimeError) as error:
-            raise ValueError(f"RAY_AUTH_MODE is token, but there is none to send: {_first(error)}; {_TOKEN}") from None
         if not isinstance(_get(url, "/api/version", headers), dict):
             raise ValueError(f"--address {url}: what answers there is not a Ray dashboard")
         hosts = _get(url, "/nodes?view=hostNameList", headers)["data"]["hostNameList"]
@@ -198,9 +191,9 @@ def _get(url: str, path: str, headers: dict[str, str]) -> Any:
             return json.load(answer)
     except urllib.error.HTTPError as error:
         if error.code == 401:
-            raise ValueError(f"--address {url}: the cluster asks for a token and got none; {_TOKEN}") from None
+            raise ValueError(f"--address {url}: the cluster asks for a token and got none; {TOKEN}") from None
         if error.code == 403:
-            raise ValueError(f"--address {url}: the cluster does not take this token; {_TOKEN}") from None
+            raise ValueError(f"--address {url}: the cluster does not take this token; {TOKEN}") from None
         raise ValueError(f"--address {url}: what answers there is not a Ray dashboard (HTTP {error.code})") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or error

@@ -10,7 +10,7 @@ from data_gen.plan import Plan, plan
 from eval.line_up import check as check_line_up
 from icrl.cli import FAILED, INTERRUPTED, TERMINATED, say
 from icrl.config import Loaded
-from icrl.files import require_free, size_text
+from icrl.files import require_free, size_text, write_json
 from icrl.progress import Progress
 from icrl.run_dir import RunDirectory
 from train.launch import TrainPlan, check
@@ -50,21 +50,27 @@ def check_all(loaded: Loaded, gpus: int | None = None) -> PipelinePlan:
     return PipelinePlan(dataset, training)
 
 
-def run_pipeline(loaded: Loaded, planned: PipelinePlan, progress: Progress) -> int:
-    """The stages that are not done yet; returns the exit code. Ray must be connected unless nothing is left to do."""
-    run = RunDirectory.open(loaded)
-    with run.lock(), run.failing():
+def run_pipeline(loaded: Loaded, planned: PipelinePlan, run: RunDirectory, progress: Progress) -> int:
+    """The stages that are not done yet; returns the exit code. The caller holds the run's lock.
+
+    Ray must be connected unless nothing is left to do.
+    """
+    with run.failing():
         if not planned.dataset.complete:
-            generate_stage(loaded, planned.dataset, progress)
-        if not planned.train.finished and (code := train_stage(loaded, planned.train, progress)):
+            generate_stage(loaded, planned.dataset, run, progress)
+        if planned.train.finished:
+            run.settle()
+        elif code := train_stage(loaded, planned.train, progress):
             return code
         return evaluate_stage(loaded, run, progress)
 
 
-def generate_stage(loaded: Loaded, planned: Plan, progress: Progress) -> None:
-    """Write what the dataset lacks."""
+def generate_stage(loaded: Loaded, planned: Plan, run: RunDirectory, progress: Progress) -> None:
+    """Write what the dataset lacks; the run's logs keep which node wrote how much."""
     progress.start("generate", planned.trajectories_missing)
     summary = generate(loaded.config, progress=lambda now: progress.update(now.trajectories))
+    record = {"actors": summary.actors, "seconds": summary.seconds, "shards_by_node": summary.shards_by_node}
+    write_json(run.logs / "generation.json", record)
     rate = summary.trajectories_written / max(summary.seconds, 1e-9)
     progress.finish(f"{summary.trajectories_written:,} trajectories by {summary.actors} actors, {rate:,.0f}/s")
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import socket
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from data_gen.local_ray import QUIET, terminating
 
 _PATIENCE_S = 5.0
+_CLUSTER_ID = "/ray.rpc.NodeInfoGcsService/GetClusterId"
+TOKEN = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file with the cluster's token"
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the entrypoint of a job, with the runtime environment that the job was submitted with."""
 
@@ -47,8 +48,8 @@ def connected(address: str, runtime_env: Mapping[str, Any], *, verbose: bool = F
                 logging_level=logging.INFO if verbose else logging.ERROR,
                 log_to_driver=verbose,
             )
-        except (ConnectionError, ray.exceptions.RaySystemError) as error:
-            raise ValueError(_refused(address)) from error
+        except ConnectionError as error:
+            raise ValueError(f"--address {address}: the head answers, but Ray could not connect: {error}") from error
         try:
             yield
         finally:
@@ -69,19 +70,44 @@ def _resolved(address: str) -> str:
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
         raise ValueError(f"--address {address}: expected HOST:PORT of a Ray head (ray start prints it)")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE_S).close()
-    except OSError as error:
-        raise ValueError(
-            f"--address {address}: no Ray cluster answers there ({error.strerror or error}); start one with "
-            "ray start --head, or leave --address out for a Ray of this command's own"
-        ) from None
+    _knock(address)
     return address
 
 
-def _refused(address: str) -> str:
-    mode = os.environ.get("RAY_AUTH_MODE", "unset")
-    return (
-        f"--address {address}: a process listens there, but it takes no connection from this one (RAY_AUTH_MODE is "
-        f"{mode}); if the cluster asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to its token file"
-    )
+def _knock(address: str) -> None:
+    """One call that any head answers: `ray.init` would try for 20 s, and say the same of every failure."""
+    import grpc  # type: ignore[import-untyped]
+
+    with grpc.insecure_channel(address) as channel:
+        call = channel.unary_unary(_CLUSTER_ID, request_serializer=bytes, response_deserializer=bytes)
+        try:
+            call(b"", timeout=_PATIENCE_S, metadata=list(token_headers().items()))
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                raise ValueError(
+                    f"--address {address}: the cluster does not take this token, or got none; {TOKEN}"
+                ) from None
+            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                raise ValueError(
+                    f"--address {address}: no Ray cluster answers there; start one with ray start --head, "
+                    "or leave --address out for a Ray of this command's own"
+                ) from None
+            raise ValueError(f"--address {address}: what answers there is not the head of a Ray cluster") from None
+
+
+def token_headers() -> dict[str, str]:
+    """What goes with a request to a cluster; nothing where RAY_AUTH_MODE asks for no token.
+
+    Raises:
+        ValueError: a token is asked for and there is none.
+    """
+    if not os.environ.get("RAY_AUTH_MODE") and {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        os.environ["RAY_AUTH_MODE"] = "token"
+    from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
+    from ray.exceptions import AuthenticationError
+
+    try:
+        return dict(get_auth_headers_if_auth_enabled({}))
+    except (AuthenticationError, RuntimeError) as error:
+        first = str(error).partition(". ")[0]
+        raise ValueError(f"RAY_AUTH_MODE is token, but there is none to send: {first}; {TOKEN}") from None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +51,8 @@ class Summary:
     """Time spent writing, summed over actors."""
     seconds: float
     """Wall time."""
+    shards_by_node: dict[str, int]
+    """Shards that each Ray node wrote."""
 
 
 def _silent(_: Progress) -> None:
@@ -74,8 +77,8 @@ def generate(config: Config, *, progress: Callable[[Progress], None] = _silent, 
     require_free(found.dataset, found.bytes_needed)
     make_directory(found.dataset)
     with locked(found.dataset / LOCK_FILE, patience=patience):
-        sweep_partials(found.dataset)
         initialise(found.dataset, config, environment())
+        sweep_partials(found.dataset)
         tasks = plan(config).tasks
         total = sum(task.trajectories for task in tasks)
         trajectories = size = 0
@@ -102,6 +105,7 @@ def _summary(config: Config, done: Sequence[ShardStats], actors: int, started: f
         generate_s=sum(stats.generate_s for stats in done),
         write_s=sum(stats.write_s for stats in done),
         seconds=time.perf_counter() - started,
+        shards_by_node=dict(Counter(stats.node for stats in done if stats.node)),
     )
 
 
@@ -123,6 +127,15 @@ def _written(config: Config, dataset: Path, tasks: Sequence[ShardTask], actors: 
         yield from _written_by_actors(config, dataset, tasks, actors)
 
 
+class _Actor(TrajectoryWorker):
+    """The worker as an actor: it knows its node."""
+
+    def write(self, task: ShardTask) -> ShardStats:
+        import ray
+
+        return replace(super().write(task), node=ray.get_runtime_context().get_node_id())
+
+
 def _written_by_actors(config: Config, dataset: Path, tasks: Sequence[ShardTask], actors: int) -> Iterator[ShardStats]:
     """Hand out shards to actors that are up, one at a time each: at most `actors` shards are in flight."""
     import ray
@@ -134,7 +147,7 @@ def _written_by_actors(config: Config, dataset: Path, tasks: Sequence[ShardTask]
         max_restarts=-1,
         max_task_retries=-1,
         runtime_env={"env_vars": dict.fromkeys(_THREADS, "1")},
-    )(TrajectoryWorker)
+    )(_Actor)
     # an actor whose CPU is still taken by others holds no shard, so it delays none; without a handle left it is ended
     in_flight = {actor.ready.remote(): actor for actor in [remote.remote(config, dataset) for _ in range(actors)]}
     waiting = iter(tasks)
@@ -148,3 +161,4 @@ def _written_by_actors(config: Config, dataset: Path, tasks: Sequence[ShardTask]
         if stats is not None:
             left -= 1
             yield stats
+        del actor  # a handle kept while waiting would keep the CPU of an actor that has nothing left to do

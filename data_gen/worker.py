@@ -26,6 +26,8 @@ class ShardStats:
     bytes: int
     generate_s: float
     write_s: float
+    node: str = ""
+    """The Ray node it was written on."""
 
 
 def stored_arrays(config: Config, split: str, indices: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:

@@ -151,8 +151,8 @@ class Cluster:
     def start(self, cpus: int) -> None:
         agent, client = free_ports(2)
         self._ray(
-            "--head", f"--port={self.port}", f"--dashboard-port={self.dashboard}", f"--dashboard-agent-listen-port={agent}",
-            f"--ray-client-server-port={client}", f"--num-cpus={cpus}", f"--temp-dir={self.directory}",
+            "--head", f"--port={self.port}", f"--dashboard-port={self.dashboard}", f"--temp-dir={self.directory}",
+            f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}", f"--num-cpus={cpus}",
         )  # fmt: skip
 
     @property
@@ -166,6 +166,14 @@ class Cluster:
         self._ray(f"--address={self.address}", f"--num-cpus={cpus}")
         (raylet,) = [raylet for raylet in self._raylets() if raylet.pid not in before]
         return raylet
+
+    def remove(self, raylet: psutil.Process) -> int:
+        """Kill a node as a power cut would: its raylet and everything below it; how many processes that was."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            node = [raylet, *raylet.children(recursive=True)]
+            kill(node)
+            return len(node)
+        return 0
 
     def _ray(self, *arguments: str) -> None:
         """`ray start`; the entrypoints of jobs find `python` on the PATH that the head was started with."""
