@@ -57,7 +57,7 @@ def run_sweep(
             display.update()
             if received and not _training(tasks):
                 break  # what else is at work loses nothing when it is killed
-    display.update()
+    display.update(last=True)
     return received[0] if received else None
 
 

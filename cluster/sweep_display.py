@@ -65,10 +65,10 @@ class Display:
         if self._live is not None:
             self._live.stop()
 
-    def update(self) -> None:
-        """Look at the trials and draw what has changed; at most once a second."""
+    def update(self, *, last: bool = False) -> None:
+        """Look at the trials and draw what has changed; at most once a second, but for the last time."""
         now = time.monotonic()
-        if now - self._looked < _LOOK_EVERY_S and not self._all_ended():
+        if now - self._looked < _LOOK_EVERY_S and not last:
             return
         self._looked = now
         ended = [line for line in self._lines if line.outcome == "waiting" and self._look(line, now)]
@@ -82,9 +82,6 @@ class Display:
             self._spoke = now
             at_work = "; ".join(f"trial {line.trial.number} {_doing(line)}" for line in self._lines if line.at_work)
             self._say(f"{self._summary(now)}{at_work and '; ' + at_work}")
-
-    def _all_ended(self) -> bool:
-        return all(line.outcome != "waiting" for line in self._lines)
 
     def _look(self, line: _Line, now: float) -> bool:
         """Whether the trial has ended since the last look."""

@@ -127,7 +127,7 @@ def definition(sweep: SweepFile, trials: list[Trial]) -> dict[str, Any]:
         "varied": varied(trials),
         "common": common(trials),
         "trials": [
-            {"number": trial.number, "directory": trial.name, "config_hash": trial.hash, "overrides": trial.overrides}
+            {"number": trial.number, "directory": trial.name, "hash": trial.hash, "overrides": trial.overrides}
             for trial in trials
         ],
     }
@@ -138,7 +138,7 @@ def numbered(trials: list[Trial], before: Mapping[str, Any] | None, sweep: str) 
     again; new ones come after all that there were."""
     if before is None:
         return [trial.placed(trial.number, sweep) for trial in trials]
-    known = {entry["config_hash"]: entry["number"] for entry in before["trials"]}
+    known = {entry["hash"]: entry["number"] for entry in before["trials"]}
     following = 1 + max(known.values(), default=-1)
     placed = []
     for trial in trials:
@@ -155,8 +155,8 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     lines = [f"changed  {line}" for line in difference(before["sweep"], after["sweep"])]
     shared = {key: (before["common"].get(key), after["common"].get(key)) for key in before["common"] | after["common"]}
     lines += [f"changed  {key}: {old} -> {new} (every trial)" for key, (old, new) in shared.items() if old != new]
-    old = {entry["config_hash"]: entry for entry in before["trials"]}
-    new = {entry["config_hash"]: entry for entry in after["trials"]}
+    old = {entry["hash"]: entry for entry in before["trials"]}
+    new = {entry["hash"]: entry for entry in after["trials"]}
     gone = {key: entry for key, entry in old.items() if key not in new}
     arrived = {key: entry for key, entry in new.items() if key not in old}
     for key, entry in list(gone.items()):

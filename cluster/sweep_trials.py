@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from cluster.sweep_file import VALIDATION_LOSS, Choice, Parameter, SweepFile
-from icrl.config import Config, ConfigError, Loaded, Problem, config_hash, load, to_dict
+from icrl.config import Config, ConfigError, Loaded, Problem, flatten, identity, load, to_dict
 from icrl.config.schema import RunConfig, StorageConfig
 from icrl.config.sources import COMMAND_LINE
 from icrl.files import canonical_json, sha256_bytes
@@ -42,8 +42,10 @@ class Trial:
 
     @property
     def hash(self) -> str:
-        """8 hex digits that stand for what decides its results."""
-        return config_hash(self.loaded.config)
+        """8 hex digits that stand for what decides its results: the training and the evaluation."""
+        config = self.loaded.config
+        evaluation = {key: value for key, value in to_dict(config.eval).items() if key != "expect"}
+        return sha256_bytes(canonical_json(identity(config) | {"eval": evaluation}))[:8]
 
     @property
     def name(self) -> str:
@@ -236,8 +238,6 @@ def _twins(first: Trial, second: Trial, sweep: SweepFile) -> Problem:
 
 def common(trials: list[Trial]) -> dict[str, Any]:
     """What all trials share: the first one's config without the paths that vary."""
-    from icrl.config import flatten
-
     paths = varied(trials)
     values = flatten(to_dict(trials[0].loaded.config))
     ignored = ("storage.", "run.")

@@ -44,7 +44,7 @@ def test_a_grown_grid_keeps_the_numbers_of_what_was_there_and_says_what_is_new()
     before = begun("model.layers=2,4", "seed=0,1")
     sweep, trials = sweep_of("model.layers=1,2,4", "seed=0,1")
     trials = numbered(trials, before, "runs/s")
-    known = {entry["config_hash"]: entry["directory"] for entry in before["trials"]}
+    known = {entry["hash"]: entry["directory"] for entry in before["trials"]}
     assert {t.hash: t.name for t in trials if t.hash in known} == known
     assert sorted(t.number for t in trials if t.hash not in known) == [4, 5]
     said = changes(before, definition(sweep, trials))
