@@ -20,7 +20,7 @@ NAME = "sweep"
 
 _WAITING, _EARLY = "waiting", "early"
 """States of a row: not ended yet, and stopped by early_terminate."""
-_RESULTS = ("parameters/total", *METRICS, "eval/test_log_loss", "error")
+_RESULTS = ("parameters/total", *METRICS, "eval/test_log_loss")
 """Columns that are shown where some trial has them; the table's files hold the others."""
 
 
@@ -55,7 +55,10 @@ def markdown(rows: Sequence[Mapping[str, object]]) -> str:
     order = ["trial", *varied, "state", "step", *shown]
     lines = [[names.get(column, column) for column in order], ["---" for _ in order]]
     lines += [[_cell(column, row.get(column)) for column in order] for row in rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    table = [f"| {' | '.join(cells)} |" for cells in lines]
+    # below the table: long texts in it would squeeze every other column until its words break
+    errors = [f"- trial {row['trial']}: {_cell('error', row['error'])}" for row in rows if row.get("error")]
+    return "\n".join([*table, "", *errors] if errors else table)
 
 
 def _cell(column: str, value: object) -> str:

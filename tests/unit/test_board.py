@@ -169,11 +169,13 @@ def rows() -> list[dict[str, object]]:
 
 def test_the_table_of_a_sweep_is_markdown() -> None:
     assert markdown(rows()).splitlines() == [
-        "| trial | embed_dim | state | step | parameters | regret_final | error |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-        "| 0 | 16 | done | 1,200 | 12,345 | 3.142 | - |",
-        "| 1 | 32 | failed | - | 23,456 | - | a\\|b c |",
-        "| 2 | 64 | waiting | - | - | - | - |",
+        "| trial | embed_dim | state | step | parameters | regret_final |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| 0 | 16 | done | 1,200 | 12,345 | 3.142 |",
+        "| 1 | 32 | failed | - | 23,456 | - |",
+        "| 2 | 64 | waiting | - | - | - |",
+        "",
+        "- trial 1: a\\|b c",
     ]
 
 
