@@ -7,8 +7,8 @@ VENV ?= .venv
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PYTEST_FLAGS ?=
 
-BIN := $(VENV)/bin
-RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
+BIN := $(abspath $(VENV))/bin
+RUN := PATH="$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow lint bench lock clean

@@ -50,13 +50,17 @@ def check_all(loaded: Loaded, gpus: int | None = None) -> PipelinePlan:
     return PipelinePlan(dataset, training)
 
 
-def run_pipeline(loaded: Loaded, planned: PipelinePlan, progress: Progress) -> int:
-    """The stages that are not done yet; returns the exit code. Ray must be connected unless nothing is left to do."""
-    run = RunDirectory.open(loaded)
-    with run.lock(), run.failing():
+def run_pipeline(loaded: Loaded, planned: PipelinePlan, run: RunDirectory, progress: Progress) -> int:
+    """The stages that are not done yet; returns the exit code. The caller holds the run's lock.
+
+    Ray must be connected unless nothing is left to do.
+    """
+    with run.failing():
         if not planned.dataset.complete:
             generate_stage(loaded, planned.dataset, run, progress)
-        if not planned.train.finished and (code := train_stage(loaded, planned.train, progress)):
+        if planned.train.finished:
+            run.settle()
+        elif code := train_stage(loaded, planned.train, progress):
             return code
         return evaluate_stage(loaded, run, progress)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shlex
@@ -18,9 +17,14 @@ from data_gen.local_ray import QUIET
 from icrl.cli import absolute_root
 from icrl.config import Loaded, config_hash, dump, load
 from icrl.config.schema import NAME_PATTERN
+from icrl.files import canonical_json, sha256_bytes
 from icrl.run_dir import COMMIT_VARIABLE, commit, default_path
 
-COMMANDS = ("run", "sweep")
+_FLAGS = {
+    "run": frozenset({"--verbose", "-v"}),
+    "sweep": frozenset({"--verbose", "-v", "--retry-failed", "--accept-changes"}),
+}
+"""The commands of a job, and what of their options makes sense there."""
 _CARRIED = "submitted.yaml"
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW", re.IGNORECASE)
 
@@ -49,13 +53,13 @@ def check_inner(words: Sequence[str]) -> Inner:
     Raises:
         ConfigError, ValueError: it would not run.
     """
-    if not words or words[0] not in COMMANDS:
+    if not words or words[0] not in _FLAGS:
         given = words[0] if words else "nothing"
-        raise ValueError(f"a job's command begins with {' or '.join(COMMANDS)}, got {given}: submit -- run CONFIG")
+        raise ValueError(f"a job's command begins with {' or '.join(_FLAGS)}, got {given}: submit -- run CONFIG")
     rest = list(words[1:])
     flags = [word for word in rest if word.startswith("-") and "=" not in word]
     positional = [word for word in rest if word not in flags]
-    if unknown := [flag for flag in flags if flag not in ("--verbose", "-v")]:
+    if unknown := [flag for flag in flags if flag not in _FLAGS[words[0]]]:
         raise ValueError(f"{unknown[0]} is not for a command in a job; options of submit come before --")
     if not positional:
         raise ValueError(f"{words[0]} needs a file: submit -- {words[0]} CONFIG [key=value ...]")
@@ -82,6 +86,36 @@ def _check_run(path: Path, overrides: Sequence[str], flags: Sequence[str]) -> In
         digest=config_hash(loaded.config),
         root=loaded.config.storage.root,
         directory=default_path(absolute_root(loaded).config),
+    )
+
+
+def _check_sweep(path: Path, overrides: Sequence[str], flags: Sequence[str]) -> Inner:
+    from cluster.sweep_file import is_sweep, quick_grid, read_sweep
+    from cluster.sweep_trials import check_metric, directory, expand
+    from eval.line_up import check as check_line_up
+    from icrl.model import Transformer
+
+    sweep = read_sweep(path, overrides) if is_sweep(path) else quick_grid(path, overrides)
+    trials = expand(sweep)
+    check_metric(sweep, trials)
+    for trial in trials:
+        Transformer(trial.loaded.config.model, trial.loaded.config.environment)
+        check_line_up(trial.loaded.config)
+    inside = _inside(path)
+    if inside is None:
+        raise ValueError(
+            f"{path}: expected a sweep under {CHECKOUT}, which is what travels; move it into configs/sweeps"
+        )
+    place = directory(sweep, trials)
+    root = load(sweep.base, sweep.fixed).config.storage.root
+    return Inner(
+        words=("sweep", *flags, str(path), *overrides),
+        entrypoint=("sweep", *flags, inside, *overrides),
+        carried={},
+        name=Path(place).name,
+        digest=sha256_bytes(canonical_json(sorted(trial.hash for trial in trials)))[:8],
+        root=root,
+        directory=Path(root).expanduser().absolute() / place,
     )
 
 
@@ -198,12 +232,3 @@ def send(jobs: Jobs, job: Submission) -> tuple[str, bool]:
                     raise
                 continue  # another submit took the number; look again
         return identifier, True
-
-
-def sweep_digest(texts: Sequence[str]) -> str:
-    """8 hex digits that name a sweep: of its file, its base and its overrides."""
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:8]
-
-
-def _check_sweep(path: Path, overrides: Sequence[str], flags: Sequence[str]) -> Inner:
-    raise ValueError("sweeps are not there yet")

@@ -34,11 +34,11 @@ def main(
     from data_gen.local_ray import ray_for_actors
     from icrl.progress import Progress
 
-    with cli.usage_errors(), ray_for_actors(loaded.config, planned), Progress() as progress:
+    with cli.work_errors(), ray_for_actors(loaded.config, planned), Progress() as progress:
         progress.start("generate", max(planned.trajectories_missing, 1))
         summary = generate(loaded.config, progress=lambda now: progress.update(now.trajectories))
         progress.finish(f"{summary.trajectories_written:,} trajectories by {summary.actors or 'no'} actors")
-    cli.say(f"next: python -m train {config}")
+    cli.say(f"next: {cli.command('train', config, overrides)}")
 
 
 if __name__ == "__main__":

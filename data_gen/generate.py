@@ -77,8 +77,8 @@ def generate(config: Config, *, progress: Callable[[Progress], None] = _silent, 
     require_free(found.dataset, found.bytes_needed)
     make_directory(found.dataset)
     with locked(found.dataset / LOCK_FILE, patience=patience):
-        sweep_partials(found.dataset)
         initialise(found.dataset, config, environment())
+        sweep_partials(found.dataset)
         tasks = plan(config).tasks
         total = sum(task.trajectories for task in tasks)
         trajectories = size = 0

@@ -17,7 +17,9 @@ from types import FrameType
 from data_gen.plan import Plan
 from icrl.cli import TERMINATED
 from icrl.config import Config
+from icrl.files import locked
 
+_PREFIX = "icrl-ray-"
 _OBJECT_STORE_BYTES = 150_000_000
 """Trajectories never pass through it; this is room for Ray's own messages."""
 
@@ -42,7 +44,8 @@ def local_ray(*, at_least: int = 1, verbose: bool = False, logs: Path | None = N
     in `logs`, when that directory exists at the end.
     """
     # short: the paths of Ray's sockets must stay under 108 bytes
-    private = Path(tempfile.mkdtemp(prefix="icrl-ray-", dir="/tmp"))
+    _sweep_leftovers()
+    private = Path(tempfile.mkdtemp(prefix=_PREFIX, dir="/tmp"))
     directory = private / "r"  # Ray opens it to everybody; what it lies in stays closed
     token = private / "token"
     token.touch(mode=0o600)
@@ -53,11 +56,13 @@ def local_ray(*, at_least: int = 1, verbose: bool = False, logs: Path | None = N
         **QUIET,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
+        # nobody takes this machine away: each training is spared a process that waits for the notice
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         # without it Ray puts the machine's outward address in place of 127.0.0.1 and listens on every interface
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "PYTHONPATH": os.pathsep.join(python_path),
     }
-    with _environment(settings), terminating():
+    with locked(private / "lock"), _environment(settings), terminating():
         import ray
 
         try:
@@ -77,6 +82,13 @@ def local_ray(*, at_least: int = 1, verbose: bool = False, logs: Path | None = N
             if logs is not None and logs.is_dir():
                 _keep_logs(directory, logs / "ray")
             shutil.rmtree(private, ignore_errors=True)
+
+
+def _sweep_leftovers() -> None:
+    """Remove the directories of commands that were killed: nobody holds their locks."""
+    for path in Path("/tmp").glob(f"{_PREFIX}*/lock"):
+        with contextlib.suppress(ValueError, OSError), locked(path):
+            shutil.rmtree(path.parent, ignore_errors=True)
 
 
 def _keep_logs(directory: Path, target: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from icrl.config import Config
+from icrl.files import require_writable
 from icrl.store import (
     SPLITS,
     arrays_for,
@@ -15,6 +16,7 @@ from icrl.store import (
     initialised,
     missing,
     read_recipe,
+    require_dataset_place,
     require_same_recipe,
 )
 
@@ -61,10 +63,13 @@ def plan(config: Config) -> Plan:
     """What there is to write; writes nothing.
 
     Raises:
-        ValueError: if the place holds a dataset of another recipe (with the difference).
+        ValueError: if the place holds a dataset of another recipe (with the difference) or something else, or cannot be
+            written to.
     """
     dataset = dataset_path(config)
     recipe = dataset_recipe(config)
+    require_writable("dataset.path", dataset)
+    require_dataset_place(dataset)
     stored = read_recipe(dataset)
     if stored is not None:
         require_same_recipe(dataset, stored, recipe)

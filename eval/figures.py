@@ -51,6 +51,10 @@ class _Line:
         return self.role == "transformer"
 
 
+NAMES = ("regret.png", "regret.svg", "regret.csv")
+"""The files of the regret figure."""
+
+
 def draw(results: Results, directory: Path) -> list[Path]:
     """Write regret.png, regret.svg and regret.csv to the directory, each atomically."""
     with style.settings():

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from icrl.algorithms import build
 from icrl.config import (
     AlgorithmConfig,
     Config,
@@ -39,6 +40,7 @@ def check(config: Config) -> None:
 
     Raises:
         ConfigError: a regret is expected relative to a teacher that there is not.
+        ValueError: an algorithm that cannot play in this environment.
     """
     if config.eval.expect.teacher_ratio is not None and config.teacher() is None:
         raise ConfigError(
@@ -51,6 +53,9 @@ def check(config: Config) -> None:
                 )
             ]
         )
+    for algorithm in (config.teacher(), *config.eval.baselines):
+        if algorithm is not None:
+            build(algorithm, config.environment)
 
 
 def line_up(config: Config) -> tuple[Entrant, ...]:

@@ -67,6 +67,8 @@ def evaluate_run(
         results = _rejudged(earlier, config)
         if results != earlier:
             save(results, run.results)
+        if not all((run.figures / name).exists() for name in figures.NAMES):
+            figures.draw(results, run.figures)
     else:
         with _torch_threads(config.train.threads):
             results = _evaluate(run, config, model, reader, name, progress)
@@ -78,10 +80,10 @@ def evaluate_run(
 
 def evaluation_id(run: RunDirectory, config: Config) -> str:
     """sha256 of everything that decides the numbers; what is expected of them is not part of it."""
-    values = identity(config)
-    values["eval"].pop("expect")
+    evaluation = to_dict(config.eval)
+    evaluation.pop("expect")
     decided_by = {
-        "config": values,
+        "config": identity(config) | {"eval": evaluation},
         "weights": sha256_file(run.path / icrl.checkpoint.WEIGHTS),
         "dataset": recipe_sha256(dataset_recipe(config)),
         "version": RESULTS_VERSION,

@@ -93,6 +93,11 @@ class Board:
         self._stream.flush()
         self._write(record)
 
+    def flush(self) -> None:
+        """Put what was recorded on disk."""
+        self._stream.flush()
+        self._writer.flush()
+
     def close(self, outcome: Outcome | None = None) -> None:
         """Flush and close both files; the hparams are closed with the outcome, by default what the run's state says.
 

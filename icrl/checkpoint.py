@@ -1,6 +1,6 @@
 """A transformer on disk: `model.safetensors` (weights, their config inside) and `model.json` (the config, to read).
 
-The weights alone decide what is loaded, so a kill between the two writes leaves a whole model.
+The weights alone decide what is loaded, and are written last: where they are, everything is.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def save(model: Transformer, directory: Path) -> None:
     }
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     metadata = {"icrl": canonical_json(config).decode()}
-    atomic_write(directory / WEIGHTS, safetensors.torch.save(weights, metadata))
     write_json(directory / CONFIG, config)
+    atomic_write(directory / WEIGHTS, safetensors.torch.save(weights, metadata))
 
 
 def load(directory: Path) -> Transformer:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -87,6 +87,19 @@ def absolute_root(loaded: Loaded) -> Loaded:
     return dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, storage=root))
 
 
-def stderr_is_terminal() -> bool:
-    """Whether to draw a live display."""
-    return sys.stderr.isatty()
+@contextlib.contextmanager
+def work_errors() -> Iterator[None]:
+    """The work itself: what stops it ends in one line and exit code 1, Ctrl-C in 130."""
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError) as error:
+        typer.echo(f"failed: {error}", err=True)
+        raise typer.Exit(FAILED) from None
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command resumes", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def command(module: str, path: Path, overrides: Sequence[str] | None) -> str:
+    """A command line to copy: the same config and overrides for another module."""
+    return shlex.join(["python", "-m", *module.split(), str(path), *(overrides or ())])

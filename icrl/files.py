@@ -115,6 +115,19 @@ def size_text(size: int) -> str:
     return f"{amount:.1f} TB"
 
 
+def require_writable(option: str, path: Path) -> None:
+    """Check that `path` can be made or written to.
+
+    Raises:
+        ValueError: names the option, the path and what stands in the way.
+    """
+    existing = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if existing != path.absolute() and not existing.is_dir():
+        raise ValueError(f"{option} = {path}: {existing} is a file, not a directory; choose another place")
+    if not os.access(existing, os.W_OK):
+        raise ValueError(f"{option} = {path}: {existing} cannot be written to; choose another place")
+
+
 def require_free(path: Path, needed: int) -> None:
     """Check that the disk of `path` (or of its nearest existing parent) has `needed` bytes free.
 

@@ -20,14 +20,14 @@ from typing import Any, Literal
 import yaml
 
 from icrl.config import Config, Loaded, config_hash, difference, dump, from_dict, identity
-from icrl.files import atomic_write, locked, read_json, write_json
+from icrl.files import atomic_write, locked, read_json, require_writable, write_json
 
 State = Literal["created", "training", "trained", "stopped", "failed", "diverged", "done"]
 
 _PACKAGES = ("torch", "deepspeed", "ray", "zarr", "numpy", "numba", "omegaconf", "tensorboardX")
 COMMIT_VARIABLE = "ICRL_COMMIT"
 """Environment variable with the commit of a packaged checkout, which has no history of its own."""
-_OWN_FILES = frozenset({"run.json", "config.yaml", "resolved.yaml", "env.json", "logs", ".lock"})
+_OWN_FILES = frozenset({"run.json", "config.yaml", "resolved.yaml", "env.json", "logs", ".lock", ".training.lock"})
 
 
 class RunConflictError(ValueError):
@@ -37,7 +37,7 @@ class RunConflictError(ValueError):
 def default_path(config: Config) -> Path:
     """Where the run lies: `run.dir`, or runs/<name>-<8 hex of the config>, under the storage root."""
     name = config.run.dir or f"runs/{config.name}-{config_hash(config)}"
-    return Path(config.storage.root).absolute() / name
+    return Path(config.storage.root).expanduser().absolute() / Path(name).expanduser()
 
 
 def environment() -> dict[str, Any]:
@@ -106,6 +106,10 @@ class RunDirectory:
             RunConflictError: it holds a run of another config (the difference is in the message) or other files.
         """
         run = RunDirectory(default_path(loaded.config))
+        try:
+            require_writable("run.dir", run.path)
+        except ValueError as error:
+            raise RunConflictError(str(error)) from None
         if not run.path.exists():
             return run
         if not run.path.is_dir():
@@ -170,11 +174,21 @@ class RunDirectory:
     def config(self) -> Config:
         """The resolved config the run was made with."""
         resolved = self.path / "resolved.yaml"
-        return from_dict(yaml.safe_load(resolved.read_text()), str(resolved))
+        try:
+            values = yaml.safe_load(resolved.read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise RunConflictError(f"{resolved} cannot be read ({error}): the run directory is damaged") from None
+        if not isinstance(values, dict):
+            raise RunConflictError(f"{resolved} holds no config: the run directory is damaged")
+        return from_dict(values, str(resolved))
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
-        """Held by whoever writes to the run; a second writer is refused with a ValueError."""
+        """Held by the command that works on the run; a second one is refused with a ValueError."""
         return locked(self.path / ".lock")
+
+    def training_lock(self) -> contextlib.AbstractContextManager[None]:
+        """Held by the rank that writes checkpoints. Waits a while for one whose command was killed to end."""
+        return locked(self.path / ".training.lock", patience=60)
 
     def set_status(self, state: State, **details: Any) -> None:
         """Replace `status.json`."""
@@ -204,6 +218,12 @@ class RunDirectory:
         try:
             yield
         except Exception as error:
-            first = (str(error).splitlines() or [""])[0]
-            self.set_status("failed", error=f"{type(error).__name__}: {first}")
+            if self.status()["state"] != "diverged":
+                first = (str(error).splitlines() or [""])[0]
+                self.set_status("failed", error=f"{type(error).__name__}: {first}")
             raise
+
+    def settle(self) -> None:
+        """Set right the status of a run whose training ended in a kill after its weights were written."""
+        if self.status()["state"] in ("created", "training"):
+            self.set_status("trained")

@@ -12,7 +12,8 @@ version=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])') || {
     echo "error: PYTHON=$PYTHON is Python $version; the lock file is for 3.11: make demo PYTHON=/path/to/python3.11" >&2
     exit 2
 }
-[ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
+# a venv whose creation was interrupted has no pip: make it anew
+"$VENV/bin/python" -m pip --version >/dev/null 2>&1 || "$PYTHON" -m venv --clear "$VENV"
 
 # -qq: errors alone
 pip() { "$VENV/bin/python" -m pip -qq --disable-pip-version-check "$@"; }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 
 import typer
 
@@ -22,25 +23,31 @@ def main(
 
     Spawns train.workers ranks, or is one rank under torchrun or deepspeed.
     """
-    with cli.usage_errors():
-        loaded = cli.read(config, overrides, print_config)
-        from train.launch import check, is_rank, run_rank, spawn
-        from train.loop import open_dataset
+    with ExitStack() as stack:
+        with cli.usage_errors():
+            loaded = cli.read(config, overrides, print_config)
+            from icrl.run_dir import RunDirectory
+            from train.launch import check, is_rank, run_rank, spawn
+            from train.loop import open_dataset
 
-        plan = check(loaded)
-        open_dataset(loaded.config)
-    if is_rank():
-        raise typer.Exit(run_rank(loaded))
-    if dry_run:
-        cli.say(plan.describe(loaded.config))
-        return
-    if plan.finished:
-        cli.say(f"already trained: {plan.run.path}")
-    else:
-        cli.say(plan.describe(loaded.config))
-        code = spawn(sys.argv[1:], plan, loaded.config.train.steps)
-        if code:
-            cli.say(f"stopped with exit code {code}; the same command resumes. Run directory: {plan.run.path}")
+            plan = check(loaded)
+            open_dataset(loaded.config)
+            if is_rank() and not dry_run:
+                raise typer.Exit(run_rank(loaded))
+            if not dry_run:
+                stack.enter_context(RunDirectory.open(loaded).lock())
+        if plan.finished:
+            cli.say(f"already trained: {plan.run.path}")
+        else:
+            cli.say(plan.describe(loaded.config))
+        if dry_run:
+            return
+        if plan.finished:
+            plan.run.settle()
+        elif code := spawn(sys.argv[1:], plan, loaded.config.train.steps):
+            state = plan.run.status()["state"]
+            hint = "lower train.optimizer.lr" if state == "diverged" else "the same command resumes"
+            cli.say(f"{state}, exit code {code}; {hint}. Run directory: {plan.run.path}")
             raise typer.Exit(code)
         cli.say(f"trained: {plan.run.path}")
     cli.say(f"next: python -m eval {plan.run.path}")

@@ -48,7 +48,7 @@ class Damaged:
 
 
 def save(root: Path, step: int, tensors: Mapping[str, Tensor], progress: Mapping[str, Any], keep: int) -> Checkpoint:
-    """Write the checkpoint of `step`, then delete all but the newest `keep`."""
+    """Write the checkpoint of `step`, then delete all but it and the `keep` - 1 before it."""
     final = root / f"step-{step:08d}"
     aside = root / f".{final.name}.{os.getpid()}.partial"
     shutil.rmtree(aside, ignore_errors=True)
@@ -63,7 +63,9 @@ def save(root: Path, step: int, tensors: Mapping[str, Tensor], progress: Mapping
     shutil.rmtree(final, ignore_errors=True)
     aside.rename(final)
     fsync_directory(root)
-    for old in _directories(root)[keep:]:
+    # newer ones are damaged or of an abandoned attempt: `latest` passed them over
+    others = [path for path in _directories(root) if path != final]
+    for old in [path for path in others if path > final] + [path for path in others if path < final][keep - 1 :]:
         shutil.rmtree(old)
     return Checkpoint(final, step)
 

@@ -7,6 +7,7 @@ number of workers it is exact: training goes on bit for bit.
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Iterable, Mapping
@@ -24,7 +25,7 @@ from train.shards import KINDS, shards_of
 
 
 class DivergedError(RuntimeError):
-    """A loss that is not finite; raised before the update, the weights are those of the last good step."""
+    """A loss or gradient that is not finite; no checkpoint holds what it led to."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,8 @@ class Engine:
         """One optimiser step over this rank's micro-batches.
 
         Raises:
-            DivergedError: the loss of the global batch is not finite; no parameter was changed.
+            DivergedError: the loss of the global batch is not finite, and no parameter was changed; or the gradient is
+                not, which DeepSpeed tells after the update.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = lr
@@ -113,11 +115,14 @@ class Engine:
             total += loss.detach().double()
             if i == len(batches) - 1:
                 mean = self._mean(total / len(batches))
-                if not torch.isfinite(torch.tensor(mean)):
+                if not math.isfinite(mean):
                     raise DivergedError(f"loss is {mean}")
                 norm = self._replicated_norm()
             self._engine.step()
-        return StepResult(mean, float(self._engine.get_global_grad_norm() or norm))
+        norm = float(self._engine.get_global_grad_norm() or norm)
+        if not math.isfinite(norm):
+            raise DivergedError(f"the gradient's norm is {norm}; the last checkpoint is from before")
+        return StepResult(mean, norm)
 
     @torch.no_grad()
     def evaluate(self, batch: tuple[Tensor, ...]) -> float:

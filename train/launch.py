@@ -9,22 +9,24 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import FrameType
 
-from icrl.cli import INTERRUPTED, TERMINATED
+from icrl.cli import FAILED, INTERRUPTED, TERMINATED
 from icrl.config import Config, ConfigError, Loaded, batch_problems
 from icrl.progress import Progress, watching
 from icrl.run_dir import RunDirectory
 
 _RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_MEETING_VARIABLE = "ICRL_MEETING"
+"""Environment variable with the file through which the ranks of one command find each other."""
 _COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 _GRACE = 30.0
 """Seconds that the other ranks get to end by themselves once one has failed."""
@@ -72,11 +74,11 @@ def check(loaded: Loaded, gpus: int | None = None) -> TrainPlan:
     gpus = torch.cuda.device_count() if gpus is None else gpus
     workers = worker_count(config, gpus)
     if problems := list(batch_problems(config.train, workers)):
-        raise ConfigError(problems)
+        raise ConfigError([replace(problem, path=f"train.{problem.path}") for problem in problems])
     run = RunDirectory.check(loaded)
-    parameters = {
-        str(part): count for part, count in Transformer(config.model, config.environment).num_parameters().items()
-    }
+    with torch.device("meta"):  # counts without memory
+        counts = Transformer(config.model, config.environment).num_parameters()
+    parameters = {str(part): count for part, count in counts.items()}
     finished = (run.path / "model.safetensors").exists()  # written once, after the last step
     return TrainPlan(run, workers, f"{gpus} GPUs" if gpus else "CPU", parameters, finished)
 
@@ -103,11 +105,10 @@ def is_rank() -> bool:
 def spawn(arguments: Sequence[str], plan: TrainPlan, steps: int) -> int:
     """Run `python -m train <arguments>` once per rank and wait; returns the exit code of the command.
 
-    A signal is handed to the ranks, which write a checkpoint; a rank that fails ends the others.
+    A signal is handed to the ranks, which write a checkpoint; a rank that fails ends the others. The ranks meet in a
+    private directory and talk over the loopback: nothing listens on an outward interface.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    meeting = tempfile.TemporaryDirectory(prefix="icrl-train-")
     ranks: list[subprocess.Popen[bytes]] = []
     received: list[int] = []
 
@@ -120,8 +121,10 @@ def spawn(arguments: Sequence[str], plan: TrainPlan, steps: int) -> int:
     previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         for number in range(plan.workers):
-            values = (number, plan.workers, number, "127.0.0.1", port)
-            environment = os.environ | {name: str(value) for name, value in zip(_RANK_VARIABLES, values, strict=True)}
+            values = (number, plan.workers, number, "127.0.0.1", 0)
+            ranks_own = {name: str(value) for name, value in zip(_RANK_VARIABLES, values, strict=True)}
+            ranks_own |= {_MEETING_VARIABLE: f"{meeting.name}/store", "GLOO_SOCKET_IFNAME": "lo"}
+            environment = os.environ | ranks_own
             command = [sys.executable, "-m", "train", *arguments]
             # its own session: a Ctrl-C at the terminal reaches the ranks once, through `forward`
             ranks.append(
@@ -135,6 +138,7 @@ def spawn(arguments: Sequence[str], plan: TrainPlan, steps: int) -> int:
                 rank.kill()
         for caught, handler in previous.items():
             signal.signal(caught, handler)
+        meeting.cleanup()
     return INTERRUPTED if code == TERMINATED and signal.SIGINT in received else code
 
 
@@ -166,6 +170,7 @@ def run_rank(loaded: Loaded) -> int:
     import torch
     import torch.distributed as dist
 
+    from train.engine import DivergedError
     from train.loop import Hooks, pretrain
 
     stop = _StopFlag()
@@ -174,14 +179,23 @@ def run_rank(loaded: Loaded) -> int:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "nccl"
-    dist.init_process_group(backend, timeout=_COLLECTIVE_TIMEOUT)
+    meeting = os.environ.get(_MEETING_VARIABLE)
+    dist.init_process_group(
+        backend,
+        init_method=f"file://{meeting}" if meeting else "env://",
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+        timeout=_COLLECTIVE_TIMEOUT,
+    )
+    first = dist.get_rank() == 0
     try:
-        run = RunDirectory.check(loaded)
-        if dist.get_rank() == 0:
-            run = RunDirectory.open(loaded)
-        with run.lock() if dist.get_rank() == 0 else nullcontext():
-            dist.barrier()
+        run = RunDirectory.open(loaded) if first else RunDirectory.check(loaded)
+        with run.failing() if first else nullcontext():
             outcome = pretrain(loaded.config, run, Hooks(should_stop=stop.is_set))
+    except (DivergedError, ValueError, OSError) as error:
+        if first:
+            print(f"failed: {error}", file=sys.stderr, flush=True)  # noqa: T201
+        return FAILED
     finally:
         dist.destroy_process_group()
     return TERMINATED if outcome == "stopped" else 0

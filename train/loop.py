@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -94,15 +95,17 @@ def pretrain(config: Config, run: RunDirectory, hooks: Hooks) -> Outcome:
         DivergedError: a loss that is not finite; the run's state is then "diverged".
         ValueError: the dataset or a checkpoint does not fit the config.
     """
-    trainer = _Trainer(config, run, hooks)
-    try:
-        return trainer.run()
-    except DivergedError as error:
-        if trainer.rank == 0:
-            run.set_status("diverged", step=trainer.step, error=str(error))
-        raise
-    finally:
-        trainer.close()
+    with run.training_lock() if dist.get_rank() == 0 else nullcontext():
+        dist.barrier()
+        trainer = _Trainer(config, run, hooks)
+        try:
+            return trainer.run()
+        except DivergedError as error:
+            if trainer.rank == 0:
+                run.set_status("diverged", step=trainer.step, error=str(error))
+            raise
+        finally:
+            trainer.close()
 
 
 class _Trainer:
@@ -166,7 +169,11 @@ class _Trainer:
         if checkpoint is None:
             return 0
         self.engine.load_state(checkpoint.tensors(), checkpoint.step)
-        kept = checkpoint.progress()["window"]
+        progress = checkpoint.progress()
+        if self.rank == 0 and progress["workers"] != self.world:
+            say = f"resuming on {self.world} workers what began on {progress['workers']}: sums will round differently"
+            print(say, flush=True)  # noqa: T201
+        kept = progress["window"]
         self.window = _Window(kept["loss"], kept["grad_norm"], kept["steps"])
         return checkpoint.step
 
@@ -249,7 +256,8 @@ class _Trainer:
     def _export(self) -> None:
         """Write the trained weights to the run directory, then its state: from here on it can be evaluated."""
         weights = self.engine.weights()
-        if self.rank == 0:
+        if self.board is not None:
+            self.board.flush()
             fresh = Transformer(self.config.model, self.config.environment)
             fresh.load_state_dict({name.removeprefix("transformer."): value for name, value in weights.items()})
             icrl.checkpoint.save(fresh, self.run_directory.path)

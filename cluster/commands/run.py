@@ -19,7 +19,7 @@ def run(
     verbose: cli.Verbose = False,
 ) -> None:
     """Generate, pretrain and evaluate; the same command resumes."""
-    with ExitStack() as ray:
+    with ExitStack() as stack:
         with cli.usage_errors():
             loaded = cli.read(config, overrides, print_config)
             from cluster.pipeline import check_all, run_pipeline
@@ -30,7 +30,7 @@ def run(
                 from cluster.capacity import gpu_count, require_capacity
                 from cluster.package import connection
 
-                ray.enter_context(connection(address, verbose=verbose))
+                stack.enter_context(connection(address, verbose=verbose))
                 planned = check_all(loaded, gpu_count())
                 require_capacity(loaded, planned.train)
         cli.say(planned.describe(loaded))
@@ -38,15 +38,21 @@ def run(
             return
         from data_gen.local_ray import local_ray
         from icrl.progress import Progress
+        from icrl.run_dir import RunDirectory
 
-        path = planned.train.run.path
+        with cli.usage_errors():
+            work = RunDirectory.open(loaded)
+            stack.enter_context(work.lock())
+        path = work.path
         workers = planned.train.workers * loaded.config.train.threads
         idle = planned.dataset.complete and planned.train.finished
         try:
             if address is None and not idle:
-                ray.enter_context(local_ray(at_least=workers, verbose=verbose, logs=planned.train.run.logs))
-            with Progress() as progress:
-                code = run_pipeline(loaded, planned, progress)
+                stack.enter_context(local_ray(at_least=workers, verbose=verbose, logs=work.logs))
+            with cli.work_errors(), Progress() as progress:
+                code = run_pipeline(loaded, planned, work, progress)
+        except typer.Exit as failed:
+            code = failed.exit_code
         except KeyboardInterrupt:
             code = cli.INTERRUPTED
         except SystemExit as stop:  # SIGTERM outside of training
@@ -56,6 +62,6 @@ def run(
     if figure.exists():
         cli.say(f"figure          {figure}")
     if (path / "metrics.jsonl").exists():
-        cli.say(f"board           python -m cluster board {path}")
+        cli.say(f"board           tensorboard --logdir {path}")
     cli.say(f"next            python -m eval {path} eval.environments=2000" if code == 0 else f"run directory   {path}")
     raise typer.Exit(code)

@@ -74,6 +74,8 @@ PositiveInt = Annotated[int, AtLeast(1)]
 Count = Annotated[int, AtLeast(0)]
 Positive = Annotated[float, Above(0)]
 NonNegative = Annotated[float, AtLeast(0)]
+Trajectories = Annotated[int, AtLeast(1), AtMost(10**10)]
+Size = Annotated[int, AtLeast(1), AtMost(2**16)]
 Seed = Annotated[int, AtLeast(0), AtMost(2**63 - 1)]
 
 
@@ -125,7 +127,7 @@ class LinearBanditConfig(Section):
     """d, the dimension of an action."""
     n_actions: Annotated[int, AtLeast(2), AtMost(255)] = 10
     """A, the number of actions in the action set."""
-    horizon: PositiveInt = 200
+    horizon: Annotated[int, AtLeast(1), AtMost(10**5)] = 200
     """T, the number of rounds."""
     noise_std: NonNegative = 1.5
     """sigma, the standard deviation of the Gaussian reward noise."""
@@ -202,12 +204,21 @@ class ContextComponent(Section):
 # --- stages -----------------------------------------------------------------------------------------------------------
 
 
+def directory_problems(name: str, value: str | None) -> Iterator[Problem]:
+    """Why a path cannot be a directory of ours."""
+    if value is not None and "://" in value:
+        yield Problem(name, value, "a directory on a local or mounted disk", "object stores are not supported yet")
+
+
 @dataclass(frozen=True)
 class StorageConfig(Section):
     """Where data and runs lie."""
 
     root: str = "."
     """Everything relative lies under it."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from directory_problems("root", self.root)
 
 
 @dataclass(frozen=True)
@@ -226,16 +237,19 @@ class DatasetConfig(Section):
     """Directory of the dataset; null: data/<name>-<8 hex of the recipe>."""
     seed: Seed = 0
     """Key of every random number of the data."""
-    train: PositiveInt = 100_000
+    train: Trajectories = 100_000
     """Trajectories to train on."""
-    validation: PositiveInt = 5_000
+    validation: Trajectories = 5_000
     """Trajectories for the validation log-loss."""
-    test: Count = 5_000
+    test: Annotated[int, AtLeast(0), AtMost(10**10)] = 5_000
     """Trajectories held out for the test log-loss and generalisation error."""
     materialise: tuple[Literal["theta", "action_set"], ...] = ()
     """Regenerable arrays to store all the same."""
     actors: Count | Literal["auto"] = "auto"
     """Ray actors that generate; auto: one per CPU, 0: in this process without Ray."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from directory_problems("path", self.path)
 
 
 @dataclass(frozen=True)
@@ -244,13 +258,13 @@ class ModelConfig(Section):
 
     preset: Literal["practical", "theory"] = "practical"
     """theory: Def 1-3 exactly; practical: LayerNorm, low-dimensional heads with an output projection, biases."""
-    layers: PositiveInt = 8
+    layers: Annotated[int, AtLeast(1), AtMost(4096)] = 8
     """L."""
-    heads: PositiveInt = 4
+    heads: Size = 4
     """M."""
-    embed_dim: PositiveInt = 32
+    embed_dim: Size = 32
     """D."""
-    mlp_dim: PositiveInt = 128
+    mlp_dim: Size = 128
     """D'."""
     attention: Literal["relu", "softmax"] = "relu"
     """relu: sum over j <= i of relu(<q_i, k_j>) v_j / i (Def 1); softmax: the usual one."""
@@ -374,7 +388,7 @@ class ExpectConfig(Section):
 class EvalConfig(Section):
     """Online regret in fresh environments, shared by all algorithms."""
 
-    environments: Annotated[int, AtLeast(2)] = 500
+    environments: Annotated[int, AtLeast(2), AtMost(10**6)] = 500
     seed: Seed = 12345
     """Key of the evaluation's environments, noise and action sampling."""
     baselines: tuple[AlgorithmConfig, ...] = (LinUCBConfig(), ThompsonConfig(), EmpiricalMeanConfig(), UniformConfig())
@@ -390,6 +404,9 @@ class RunConfig(Section):
 
     dir: str | None = None
     """null: runs/<name>-<8 hex of the config>."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from directory_problems("dir", self.dir)
 
 
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]*")
@@ -412,9 +429,9 @@ class Config(Section):
     run: RunConfig = RunConfig()
 
     identity_excludes: ClassVar[frozenset[str]] = frozenset(
-        {"storage", "run", "dataset.path", "dataset.actors", "train.max_failures", "train.keep_checkpoints"}
+        {"storage", "run", "eval", "dataset.path", "dataset.actors", "train.max_failures", "train.keep_checkpoints"}
     )
-    """Keys that change where or how fast, never what."""
+    """Keys that change where or how fast, never what is trained; a run can be evaluated in more than one way."""
 
     def problems(self) -> Iterator[Problem]:
         if not NAME_PATTERN.fullmatch(self.name):

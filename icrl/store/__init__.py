@@ -3,7 +3,16 @@
 Knows arrays and files, not where the numbers come from: whoever writes or verifies passes them in.
 """
 
-from icrl.store.commit import LOCK_FILE, initialise, initialised, missing, read_recipe, withdraw, write_shard
+from icrl.store.commit import (
+    LOCK_FILE,
+    initialise,
+    initialised,
+    missing,
+    read_recipe,
+    require_dataset_place,
+    withdraw,
+    write_shard,
+)
 from icrl.store.reader import SplitReader
 from icrl.store.recipe import SPLITS, dataset_path, dataset_recipe, recipe_hash, recipe_sha256, require_same_recipe
 from icrl.store.schema import ArraySpec, Geometry, arrays_for, geometry_for
@@ -27,6 +36,7 @@ __all__ = [
     "read_recipe",
     "recipe_hash",
     "recipe_sha256",
+    "require_dataset_place",
     "require_same_recipe",
     "verify",
     "withdraw",

@@ -10,6 +10,7 @@ without a record is not data, whatever lies on disk. Generation is deterministic
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import numpy.typing as npt
 
 from icrl.config import Config
-from icrl.files import atomic_write, make_directory, read_json, write_json
+from icrl.files import PARTIAL, atomic_write, make_directory, read_json, write_json
 from icrl.store.recipe import SPLITS, Recipe, dataset_recipe, recipe_sha256, require_same_recipe
 from icrl.store.schema import ArraySpec, Geometry, array_metadata, arrays_for, geometry_for
 from icrl.store.shard import crc32c_of, encode_shard
@@ -52,12 +53,31 @@ def read_recipe(dataset: Path) -> Recipe | None:
     if not path.exists():
         return None
     recipe: Recipe = read_json(path)
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{path} is not a recipe: remove the damaged dataset, or set dataset.path to a new place")
     version = recipe.get("schema_version")
     if version != SCHEMA_VERSION:
         raise ValueError(
             f"{dataset} has schema_version {version}, this version reads {SCHEMA_VERSION}: generate it again elsewhere"
         )
     return recipe
+
+
+def require_dataset_place(dataset: Path) -> None:
+    """Refuse a place that is neither a dataset nor free for one.
+
+    Raises:
+        ValueError: a file, or a directory that holds something else; nothing there was touched.
+    """
+    if not dataset.exists() or (dataset / RECIPE_FILE).exists():
+        return
+    if not dataset.is_dir():
+        raise ValueError(f"dataset.path = {dataset}: expected a directory, got a file; set dataset.path to a new place")
+    own = re.compile(rf"\.lock|\.{re.escape(RECIPE_FILE)}\..*\{PARTIAL}")
+    if foreign := sorted(path.name for path in dataset.iterdir() if not own.fullmatch(path.name)):
+        raise ValueError(
+            f"{dataset} is no dataset, yet holds {', '.join(foreign[:3])}: set dataset.path to a new place"
+        )
 
 
 def initialise(dataset: Path, config: Config, provenance: Mapping[str, Any]) -> None:
@@ -73,10 +93,7 @@ def initialise(dataset: Path, config: Config, provenance: Mapping[str, Any]) -> 
     if stored is not None:
         require_same_recipe(dataset, stored, recipe)
     else:
-        if foreign := sorted(path.name for path in dataset.iterdir() if not path.name.startswith(".")):
-            raise ValueError(
-                f"{dataset} is no dataset, yet holds {', '.join(foreign[:3])}: set dataset.path to a new one"
-            )
+        require_dataset_place(dataset)
         write_json(dataset / RECIPE_FILE, recipe)
     specs = arrays_for(config)
     for split in SPLITS:

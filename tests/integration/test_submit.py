@@ -17,7 +17,7 @@ from cluster.package import Package
 
 pytestmark = pytest.mark.ray
 
-LONG = 2000
+LONG = 3000
 """Steps that outlast the command that stops them."""
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -81,7 +81,7 @@ def test_a_stop_in_mid_training_resumes_with_the_next_submit_to_the_same_weights
     talking: Any, config: Path, tmp_path: Path, commands: Any
 ) -> None:
     root = tmp_path / "shared"
-    words = [*commands_of(config, root), f"train.steps={LONG}", f"train.checkpoint_every={2 * LONG}"]
+    words = [*commands_of(config, root), f"train.steps={LONG}", f"train.checkpoint_every={2 * LONG}", "train.workers=1"]
     started = commands.run("cluster", "submit", "--no-wait", "--", *words)
     job = started.split()[1]
     again = commands.run("cluster", "submit", "--no-wait", "--", *words)
@@ -155,6 +155,14 @@ def test_what_is_refused_before_anything_is_sent(arguments: list[str], expected:
     output = commands.run("cluster", "submit", *arguments, code=2)
     assert expected in output
     assert "Traceback" not in output
+
+
+def test_a_sweep_is_submitted_as_a_run_is(commands: Any) -> None:
+    output = commands.run(
+        "cluster", "submit", "--dry-run", "--", "sweep", "configs/sweeps/smoke.yaml", "storage.root=/shared"
+    )
+    assert "sweep configs/sweeps/smoke.yaml storage.root=/shared storage.root=/shared --address auto" in output
+    assert "/shared/runs/smoke" in output
 
 
 def test_a_checkout_that_is_too_large_is_refused_with_what_is_large(tmp_path: Path) -> None:
