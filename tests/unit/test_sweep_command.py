@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -123,3 +124,29 @@ def test_early_termination_asks_through_the_run_directory_and_remembers_earlier_
     assert report(1, 5, 9.0) is None, "not compared before min_iter"
     assert report(1, 10, 9.0) == EARLY
     assert report(0, 60, 9.0) is None, "a training that is through is not stopped"
+
+
+def test_the_commands_of_the_documentation_are_commands() -> None:
+    root = Path(__file__).resolve().parents[2]
+    text = (root / "docs" / "sweeps.md").read_text()
+    found = re.findall(r"^python -m cluster (sweep [^#\n]*)|`python -m cluster (sweep [^`]*)`", text, re.MULTILINE)
+    commands = [first or second for first, second in found]
+    assert len(commands) >= 4
+    for command in commands:
+        arguments = [*command.replace("configs/", f"{root}/configs/").split(), "--dry-run"]
+        result = CliRunner().invoke(app, arguments, env={"RAY_ADDRESS": None})
+        assert result.exit_code == 0, f"{command}\n{result.output}"
+        assert "trials " in result.output
+
+
+def test_the_file_in_the_documentation_is_a_sweep(tmp_path: Path) -> None:
+    from cluster.sweep_file import read_sweep
+
+    root = Path(__file__).resolve().parents[2]
+    example = (root / "docs" / "sweeps.md").read_text().split("```yaml\n")[1].split("```")[0]
+    (tmp_path / "configs").mkdir()
+    for name in ("demo.yaml", "base"):
+        (tmp_path / "configs" / name).symlink_to(root / "configs" / name)
+    path = tmp_path / "configs" / "example.yaml"
+    path.write_text(example)
+    assert len(expand(read_sweep(path))) == 6
