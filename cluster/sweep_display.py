@@ -126,8 +126,12 @@ class Display:
 
         now = time.monotonic()
         table = Table(title=self._summary(now), title_justify="left", box=None, pad_edge=False)
-        for column in ("trial", "", "stage", "step", ""):
-            table.add_column(column, justify="right" if column in ("trial", "step") else "left", no_wrap=True)
+        # what has a width keeps it in a narrow terminal; the overrides give way
+        table.add_column("trial", justify="right", no_wrap=True, min_width=5)
+        table.add_column("", no_wrap=True)
+        table.add_column("stage", no_wrap=True, min_width=10)
+        table.add_column("step", justify="right", no_wrap=True, min_width=11)
+        table.add_column("", no_wrap=True, min_width=22)
         at_work = [line for line in self._lines if line.at_work]
         ended = sorted((line for line in self._lines if line.ended), key=lambda line: line.ended)
         for line in [*ended[-max(0, _SHOWN - len(at_work)) :], *at_work[:_SHOWN]]:
@@ -138,7 +142,7 @@ class Display:
 
 
 _WORDS: dict[str, str] = {
-    "done": "done", "early": "stopped early", "diverged": "diverged", "failed": "failed", "waiting": "waiting",
+    "done": "done", "early": "early stop", "diverged": "diverged", "failed": "failed", "waiting": "waiting",
 }  # fmt: skip
 _STAGES = {"created": "starting", "trained": "evaluating", "stopped": "starting"}
 
