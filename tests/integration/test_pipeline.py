@@ -15,7 +15,9 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster.__main__ import app
+from icrl.cli import absolute_root
 from icrl.config import load
+from icrl.run_dir import RunDirectory
 from icrl.store import SplitReader, dataset_path
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("home")]
@@ -138,6 +140,11 @@ def test_a_missed_expectation_is_an_exit_code(job: list[str], commands: Any) -> 
         ("model.preset=theory", "embed_dim"),
         ("dataset.train=10000000000", "its disk has"),
         ("expert.label=optimal eval.expect.teacher_ratio=1.2", "teacher"),
+        ("environment.noise_std=0 eval.baselines=[thompson]", "expected a positive noise_variance"),
+        ("storage.root=s3://bucket/x", "a directory on a local or mounted disk"),
+        ("storage.root=/etc/passwd", "is a file, not a directory"),
+        ("dataset.train=1e15", "at most"),
+        ("model.embed_dim=1000000", "at most"),
     ],
 )
 def test_bad_input_is_one_message_and_exit_code_2_with_nothing_written(
@@ -147,3 +154,28 @@ def test_bad_input_is_one_message_and_exit_code_2_with_nothing_written(
     assert result.exit_code == 2, result.output
     assert expected in result.output
     assert not (tmp_path / "root").exists()
+
+
+def test_a_place_that_holds_something_else_is_refused_and_left_as_it_was(job: list[str], tmp_path: Path) -> None:
+    other = tmp_path / "thesis"
+    (other / "deep").mkdir(parents=True)
+    for name in ("chapter.tex", ".hidden.partial", "deep/.download.partial"):
+        (other / name).write_text("mine")
+    for override in (f"dataset.path={other}", f"run.dir={other}"):
+        result = CliRunner().invoke(app, ["run", *job, override])
+        assert result.exit_code == 2, result.output
+        assert "chapter.tex" in result.output
+    assert sorted(path.name for path in other.rglob("*")) == [
+        ".download.partial",
+        ".hidden.partial",
+        "chapter.tex",
+        "deep",
+    ]
+    assert not (tmp_path / "root").exists()
+
+
+def test_a_second_command_on_a_run_is_refused_at_once(job: list[str]) -> None:
+    with RunDirectory.open(absolute_root(load(job[0], job[1:]))).lock():
+        result = CliRunner().invoke(app, ["run", *job])
+    assert result.exit_code == 2
+    assert "is in use by process" in result.output
