@@ -37,6 +37,8 @@ class Inner:
     """As given: run CONFIG key=value ..."""
     entrypoint: tuple[str, ...]
     """As it reads from inside the package."""
+    file: str | None
+    """The config in the checkout; None: it is carried."""
     carried: dict[str, str]
     """Files that the package needs beside the checkout's."""
     name: str
@@ -81,6 +83,7 @@ def _check_run(path: Path, overrides: Sequence[str], flags: Sequence[str]) -> In
     return Inner(
         words=("run", *flags, str(path), *overrides),
         entrypoint=("run", *flags, *words),
+        file=inside,
         carried=carried,
         name=loaded.config.name,
         digest=config_hash(loaded.config),
@@ -111,6 +114,7 @@ def _check_sweep(path: Path, overrides: Sequence[str], flags: Sequence[str]) -> 
     return Inner(
         words=("sweep", *flags, str(path), *overrides),
         entrypoint=("sweep", *flags, inside, *overrides),
+        file=inside,
         carried={},
         name=Path(place).name,
         digest=sha256_bytes(canonical_json(sorted(trial.hash for trial in trials)))[:8],
@@ -143,8 +147,9 @@ class Submission:
 
     @property
     def entrypoint(self) -> str:
-        words = ["python", "-m", "cluster", *self.inner.entrypoint, f"storage.root={self.root}", "--address", "auto"]
-        return "exec " + shlex.join(words)
+        words = [word for word in self.inner.entrypoint if not word.lstrip("-").startswith("storage.root=")]
+        words = ["python", "-m", "cluster", *words, f"storage.root={self.root}", "--address", "auto"]
+        return "exec " + shlex.join(words)  # without a shell in between, signals and exit codes are the command's own
 
     @property
     def directory(self) -> str:
@@ -186,9 +191,14 @@ def prepare(inner: Inner, *, name: str | None, exclude: Sequence[str], grace: in
     """
     if name is not None and not NAME_PATTERN.fullmatch(name):
         raise ValueError(f"--name {name}: expected lower-case letters, digits, dots, dashes and underscores")
+    package = Package.of(exclude=exclude)
+    if inner.file is not None and Path(inner.file) not in package.files:
+        raise ValueError(
+            f"{inner.file} is not among what travels (data, runs and caches do not): move it into configs/"
+        )
     return Submission(
         inner,
-        Package.of(exclude=exclude),
+        package,
         f"{name or inner.name}-{inner.digest}",
         Path(inner.root).expanduser().absolute(),
         grace,

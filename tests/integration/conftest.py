@@ -167,13 +167,17 @@ class Cluster:
         (raylet,) = [raylet for raylet in self._raylets() if raylet.pid not in before]
         return raylet
 
-    def remove(self, raylet: psutil.Process) -> int:
-        """Kill a node as a power cut would: its raylet and everything below it; how many processes that was."""
+    def cut_power(self, raylet: psutil.Process) -> None:
+        """Kill a node: its raylet and everything below it. The head learns of it when it misses its heartbeats."""
+        kill([raylet, *raylet.children(recursive=True)])
+
+    def retire(self, raylet: psutil.Process) -> None:
+        """End a node in order: it takes its leave of the head. Nothing, if it is gone."""
         with contextlib.suppress(psutil.NoSuchProcess):
-            node = [raylet, *raylet.children(recursive=True)]
-            kill(node)
-            return len(node)
-        return 0
+            below = raylet.children(recursive=True)
+            raylet.terminate()
+            psutil.wait_procs([raylet], timeout=20)
+            kill([raylet, *below])
 
     def _ray(self, *arguments: str) -> None:
         """`ray start`; the entrypoints of jobs find `python` on the PATH that the head was started with."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from cluster.__main__ import app
 from cluster.package import Package
 
 pytestmark = pytest.mark.ray
@@ -56,11 +59,13 @@ def test_a_job_runs_to_its_end_with_its_results_under_the_root(
     assert f"{job} SUCCEEDED" in output
     assert sorted(path.name for path in root.iterdir()) == ["data", "runs"]
 
-    shown = commands.run("cluster", "status", job.removesuffix("-1"))
-    assert "SUCCEEDED" in shown
-    assert str(run) in shown
-    assert job in commands.run("cluster", "list")
-    assert "transformer " in commands.run("cluster", "logs", job)
+    # the page's commands about jobs, of this job
+    expected = {"list": job, "status": str(run), "logs": "transformer ", "stop": "has ended already: SUCCEEDED"}
+    for name, *arguments in documented():
+        if name in expected:
+            shown = commands.run("cluster", name, *(word.replace("demo-02740ccf", job[:-2]) for word in arguments))
+            assert expected.pop(name) in shown
+    assert not expected
 
     # a job that fails: its own exit code comes back; here the teacher's regret is a bar out of reach
     failing = [*commands_of(config, root), "eval.expect.teacher_ratio=0.01"]
@@ -71,6 +76,30 @@ def test_a_job_runs_to_its_end_with_its_results_under_the_root(
     assert "on this cluster" in output
     assert "FAILED (2)" in output
     assert "Traceback" not in output
+
+
+def test_the_page_on_clusters_can_be_submitted_and_connected_as_it_stands(talking: Any, commands: Any) -> None:
+    submitted = [arguments for name, *arguments in documented() if name == "submit"]
+    assert len(submitted) >= 3
+    for arguments in submitted:
+        assert "--address auto" in refused_or_shown("--dry-run", *arguments, code=0)
+    (connecting,) = [arguments for name, *arguments in documented() if name == "run" and "--address" in arguments]
+    words = [word.replace("127.0.0.1:6379", talking.address).replace("/mnt/icrl", "/tmp") for word in connecting]
+    assert "trajectories    208,192" in commands.run("cluster", "run", *words, "--dry-run")
+
+
+def documented() -> list[list[str]]:
+    """The commands of `docs/clusters.md`, without `python -m cluster`."""
+    lines = (CHECKOUT / "docs" / "clusters.md").read_text().splitlines()
+    return [shlex.split(line, comments=True)[3:] for line in lines if line.startswith("python -m cluster ")]
+
+
+def refused_or_shown(*arguments: str, code: int) -> str:
+    """What `submit` says of a command without sending it."""
+    result = CliRunner().invoke(app, ["submit", *arguments])
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result.output
 
 
 def commands_of(config: Path, root: Path) -> list[str]:
@@ -148,20 +177,19 @@ def test_wrong_token_no_token_and_no_cluster_are_one_message_each(
         (["--address", "http://10.0.0.7:8265", "--", "run", "configs/demo.yaml"], "--allow-plain-http"),
         (["--address", "ray://10.0.0.7:10001", "--", "run", "configs/demo.yaml"], "expected the http(s) address"),
         (["--address", "https://ray.example", "--", "run", "configs/demo.yaml"], "add storage.root=/shared/path"),
+        (["--", "run", "runs/x.yaml"], "an existing YAML file"),
+        (["--", "sweep", "configs/sweeps/smoke.yaml", "model.layers=0"], "at least 1"),
         (["--name", "No Good", "--", "run", "configs/demo.yaml"], "--name No Good: expected lower-case"),
     ],
 )
-def test_what_is_refused_before_anything_is_sent(arguments: list[str], expected: str, commands: Any) -> None:
-    output = commands.run("cluster", "submit", *arguments, code=2)
-    assert expected in output
-    assert "Traceback" not in output
+def test_what_is_refused_before_anything_is_sent(arguments: list[str], expected: str) -> None:
+    assert expected in refused_or_shown(*arguments, code=2)
 
 
-def test_a_sweep_is_submitted_as_a_run_is(commands: Any) -> None:
-    output = commands.run(
-        "cluster", "submit", "--dry-run", "--", "sweep", "configs/sweeps/smoke.yaml", "storage.root=/shared"
-    )
-    assert "sweep configs/sweeps/smoke.yaml storage.root=/shared storage.root=/shared --address auto" in output
+def test_a_sweep_is_submitted_as_a_run_is() -> None:
+    sweep = ["sweep", "configs/sweeps/smoke.yaml", "storage.root=/shared"]
+    output = refused_or_shown("--dry-run", "--", *sweep, code=0)
+    assert "sweep configs/sweeps/smoke.yaml storage.root=/shared --address auto" in output
     assert "/shared/runs/smoke" in output
 
 
