@@ -41,7 +41,7 @@ def list_runs(root: Root = _HERE, as_json: Json = False) -> None:
     lines.sort(key=lambda line: -line.updated)
     rows = [row(line) | {"size": size_text(line.bytes)} for line in lines]
     cli.say(aligned([list(rows[0]), *(list(cells.values()) for cells in rows)], left=2))
-    cli.say(f"\n{len(lines)} runs, {size_text(sum(line.bytes for line in lines))}")
+    cli.say(f"\n{_runs_text(len(lines))}, {size_text(sum(line.bytes for line in lines))}")
 
 
 @runs.command("show")
@@ -113,14 +113,14 @@ def remove(names: Names, root: Root = _HERE, yes: Yes = False) -> None:
         bytes_held = found_runs.size(found.run.path)
         total += bytes_held
         cli.say(f"{found.name}  {found.run.status()['state']}  {size_text(bytes_held)}")
-    if not yes and not typer.confirm(f"Remove {len(chosen)} runs and free {size_text(total)}?"):
+    if not yes and not typer.confirm(f"Remove {_runs_text(len(chosen))} and free {size_text(total)}?"):
         cli.say("nothing was removed")
         raise typer.Exit(cli.FAILED)
     freed = 0
     with cli.usage_errors():
         for found in chosen:
             freed += found_runs.remove(found)
-    cli.say(f"removed {len(chosen)} runs, {size_text(freed)} freed; datasets are left as they were")
+    cli.say(f"removed {_runs_text(len(chosen))}, {size_text(freed)} freed; datasets are left as they were")
 
 
 def aligned(rows: Sequence[Sequence[str]], left: int) -> str:
@@ -138,6 +138,10 @@ def aligned(rows: Sequence[Sequence[str]], left: int) -> str:
 
 def _runs(root: Path) -> Path:
     return root.expanduser().absolute() / "runs"
+
+
+def _runs_text(count: int) -> str:
+    return f"{count} run{'s' * (count != 1)}"
 
 
 def _results(path: Path) -> str:

@@ -89,7 +89,7 @@ def test_rm_asks_and_says_what_it_frees(root: Path) -> None:
     assert "nothing was removed" in refused.output
     assert trial.exists()
     removed = command("runs", "rm", "0003", "--root", root, "--yes")
-    assert "removed 1 runs" in removed.output
+    assert "removed 1 run, " in removed.output
     assert "kB freed" in removed.output
     assert not trial.exists()
     assert list(trial.parent.iterdir()) == []
