@@ -74,6 +74,11 @@ def until(condition: Callable[[], object], process: Any, patience: float = 400) 
         time.sleep(0.05)
 
 
+def descendants(process: Any, title: str) -> list[psutil.Process]:
+    """Processes that a command started, and theirs, with this in their title."""
+    return [child for child in psutil.Process(process.pid).children(recursive=True) if title in _title(child)]
+
+
 def test_the_smoke_sweep_leaves_a_table_a_figure_and_one_dataset_and_is_quiet(commands: Any, tmp_path: Path) -> None:
     arguments = ("sweep", CONFIGS / "sweeps" / "smoke.yaml", f"storage.root={tmp_path}")
     output = commands.run("cluster", *arguments)
@@ -118,10 +123,9 @@ def test_a_sweep_killed_again_and_again_ends_in_the_same_table(
     assert len(finished(directory)) < 4
 
     process = commands.start(*arguments)
-    until(lambda: finished(directory) and training(directory, 10), process)
-    workers = [p for p in psutil.Process(process.pid).children(recursive=True) if "RayTrainWorker" in _title(p)]
-    assert workers, "training is at work"
-    os.kill(workers[0].pid, signal.SIGKILL)
+    until(lambda: finished(directory) and descendants(process, "RayTrainWorker"), process)
+    for worker in descendants(process, "RayTrainWorker"):
+        os.kill(worker.pid, signal.SIGKILL)
     time.sleep(1)
     done = {path: (path / "results.json").stat().st_mtime_ns for path in finished(directory)}
     process.kill()
@@ -139,7 +143,7 @@ def test_a_trial_whose_process_is_killed_starts_again_and_blocks_no_other(
     process = commands.start("cluster", "sweep", sweep_file(), f"storage.root={tmp_path}")
     directory = tmp_path / "runs" / "grid"
     until(lambda: training(directory, 10), process)
-    leads = [p for p in psutil.Process(process.pid).children(recursive=True) if "ImplicitFunc" in _title(p)]
+    leads = descendants(process, "ImplicitFunc")
     assert leads, "a trial is led by a process of Tune's"
     for lead in leads:
         os.kill(lead.pid, signal.SIGKILL)
