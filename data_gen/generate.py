@@ -127,7 +127,7 @@ def _written(config: Config, dataset: Path, tasks: Sequence[ShardTask], actors: 
         yield from _written_by_actors(config, dataset, tasks, actors)
 
 
-class _Actor(TrajectoryWorker):
+class TrajectoryActor(TrajectoryWorker):
     """The worker as an actor: it knows its node."""
 
     def write(self, task: ShardTask) -> ShardStats:
@@ -147,7 +147,7 @@ def _written_by_actors(config: Config, dataset: Path, tasks: Sequence[ShardTask]
         max_restarts=-1,
         max_task_retries=-1,
         runtime_env={"env_vars": dict.fromkeys(_THREADS, "1")},
-    )(_Actor)
+    )(TrajectoryActor)
     # an actor whose CPU is still taken by others holds no shard, so it delays none; without a handle left it is ended
     in_flight = {actor.ready.remote(): actor for actor in [remote.remote(config, dataset) for _ in range(actors)]}
     waiting = iter(tasks)

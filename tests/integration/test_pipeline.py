@@ -73,7 +73,7 @@ def test_one_command_survives_the_kill_of_a_worker_and_writes_the_whole_run_dire
         assert (run / name).stat().st_size > 0, name
     lines = output.splitlines()
     assert any(line.startswith("transformer ") for line in lines)
-    assert f"python -m cluster board {run}" in output
+    assert f"tensorboard --logdir {run}" in output
     assert lines[-1].startswith("next")
     assert SplitReader(dataset_path(load(config, job[1:]).config), "train").n == 2000
 
