@@ -196,7 +196,7 @@ class Cluster:
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 line = " ".join(process.cmdline())
-                if str(self.directory) in line or ("ray.util.client.server" in line and self.address in line):
+                if str(self.directory) in line or ("ray.util.client.server" in line and f":{self.port} " in line):
                     found.append(process)
         return found
 

@@ -20,7 +20,7 @@ from cluster.package import Package
 
 pytestmark = pytest.mark.ray
 
-LONG = 3000
+LONG = 1500
 """Steps that outlast the command that stops them."""
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -106,11 +106,13 @@ def commands_of(config: Path, root: Path) -> list[str]:
     return ["run", str(config), f"storage.root={root}", "dataset.actors=2"]
 
 
+@pytest.mark.slow
 def test_a_stop_in_mid_training_resumes_with_the_next_submit_to_the_same_weights(
     talking: Any, config: Path, tmp_path: Path, commands: Any
 ) -> None:
     root = tmp_path / "shared"
-    words = [*commands_of(config, root), f"train.steps={LONG}", f"train.checkpoint_every={2 * LONG}", "train.workers=1"]
+    seldom = [f"train.checkpoint_every={2 * LONG}", f"train.validate_every={LONG}", "train.workers=1"]
+    words = [*commands_of(config, root), f"train.steps={LONG}", *seldom]
     started = commands.run("cluster", "submit", "--no-wait", "--", *words)
     job = started.split()[1]
     again = commands.run("cluster", "submit", "--no-wait", "--", *words)
@@ -136,6 +138,48 @@ def test_a_stop_in_mid_training_resumes_with_the_next_submit_to_the_same_weights
     commands.run("data_gen", config, f"storage.root={plain}")
     commands.run("train", config, f"storage.root={plain}", *words[4:])
     assert weights(root) == weights(plain)
+
+
+@pytest.mark.slow
+def test_a_stop_during_generation_keeps_the_shards_that_are_done(
+    talking: Any, config: Path, tmp_path: Path, commands: Any
+) -> None:
+    root = tmp_path / "shared"
+    size = ["environment.dim=24", "environment.n_actions=16", "environment.horizon=40", "dataset.train=1000000"]
+    started = commands.run("cluster", "submit", "--no-wait", "--", *commands_of(config, root), *size, "train.steps=6")
+    job = started.split()[1]
+
+    def shards() -> set[Path]:
+        return set(root.glob("data/*/_commits/train/*.json"))
+
+    deadline = time.monotonic() + 200
+    while len(shards()) < 2:
+        assert time.monotonic() < deadline, commands.run("cluster", "logs", job)
+        time.sleep(0.05)
+    assert f"{job} STOPPED" in commands.run("cluster", "stop", job)
+    assert "stopped; the same command resumes" in commands.run("cluster", "logs", job)
+    kept = shards()
+    assert 2 <= len(kept) < 25
+    time.sleep(5)
+    assert shards() == kept, "no actor goes on behind the job's back"
+    written = {path: path.stat().st_mtime_ns for path in kept}
+    commands.run("cluster", "submit", "--", *commands_of(config, root), *size, "train.steps=6")
+    assert {path: path.stat().st_mtime_ns for path in kept} == written
+
+
+@pytest.mark.slow
+def test_a_sweep_as_a_job(talking: Any, tmp_path: Path, commands: Any) -> None:
+    root = tmp_path / "shared"
+    tiny = "environment.dim=2 environment.n_actions=3 environment.horizon=10 dataset.train=2000 dataset.validation=256"
+    small = (
+        "model.layers=1 model.embed_dim=8 train.steps=20 train.workers=1 train.schedule.warmup=5 eval.environments=40"
+    )
+    expect = "eval.expect.teacher_ratio=null eval.expect.uniform_ratio=null dataset.test=256"
+    words = ["sweep", "configs/demo.yaml", "seed=0,1", *tiny.split(), *small.split(), *expect.split()]
+    output = commands.run("cluster", "submit", "--", *words, f"storage.root={root}")
+    assert "SUCCEEDED" in output
+    (table,) = root.glob("runs/*/table.csv")
+    assert len(table.read_text().splitlines()) == 3
 
 
 def test_wrong_token_no_token_and_no_cluster_are_one_message_each(

@@ -1,0 +1,117 @@
+"""A Ray of two nodes: both generate, both train, and a node that dies during generation loses nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from icrl.store import SPLITS
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+SLOW_TO_MAKE = (
+    "environment.dim=24",
+    "environment.n_actions=16",
+    "environment.horizon=40",
+    "dataset.train=600000",
+    "dataset.test=0",
+)
+"""Some 17 s of one core: long enough for both nodes to join in, and to be hit in the middle."""
+
+
+def tree(dataset: Path) -> dict[str, bytes]:
+    """Every file that a dataset's recipe decides: all but the lock and the groups' provenance."""
+    files = {str(path.relative_to(dataset)): path.read_bytes() for path in sorted(dataset.rglob("*")) if path.is_file()}
+    files.pop(".lock")
+    for split in SPLITS:
+        group = json.loads(files[f"{split}.zarr/zarr.json"])
+        del group["attributes"]["provenance"]
+        files[f"{split}.zarr/zarr.json"] = json.dumps(group).encode()
+    return files
+
+
+def only(folder: Path) -> Path:
+    (entry,) = folder.iterdir()
+    return entry
+
+
+def writing(raylet: psutil.Process) -> bool:
+    """Whether a worker of this node is in the middle of a shard."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return any("Actor.write" in " ".join(worker.cmdline()) for worker in raylet.children(recursive=True))
+    return False
+
+
+@pytest.fixture
+def second(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[psutil.Process]:
+    """The raylet of a second node, beside the head's; it ends with the test."""
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    raylet = cluster.add_node(cpus=2)
+    yield raylet
+    cluster.retire(raylet)
+
+
+@pytest.fixture
+def whole(config: Path, tmp_path: Path, commands: Any) -> Any:
+    """A dataset by one process, with the same arguments."""
+
+    def make(*arguments: str) -> dict[str, bytes]:
+        root = tmp_path / "plain"
+        commands.run("data_gen", config, f"storage.root={root}", "dataset.actors=0", *arguments)
+        return tree(only(root / "data"))
+
+    return make
+
+
+def test_both_nodes_generate_and_each_trains_one_worker(
+    cluster: Any, second: psutil.Process, config: Path, tmp_path: Path, commands: Any, whole: Any
+) -> None:
+    root = tmp_path / "shared"
+    arguments = [*SLOW_TO_MAKE, "train.steps=20"]
+    commands.run(
+        "cluster", "run", config, f"storage.root={root}", "--address", cluster.address, "dataset.actors=4", *arguments
+    )
+    run = only(root / "runs")
+    written = json.loads((run / "logs" / "generation.json").read_text())
+    assert len(written["shards_by_node"]) == 2, written
+    trained = json.loads((run / "logs" / "training.json").read_text())["node_of_rank"]
+    assert sorted(trained) == sorted(written["shards_by_node"]), "one rank on each node"
+    assert json.loads((run / "status.json").read_text())["state"] == "done"
+    assert tree(only(root / "data")) == whole(*arguments)
+
+
+def test_a_node_killed_during_generation_loses_nothing(
+    cluster: Any, second: psutil.Process, config: Path, tmp_path: Path, commands: Any, whole: Any
+) -> None:
+    root = tmp_path / "shared"
+    arguments = [*SLOW_TO_MAKE, "train.steps=6"]
+    process = commands.start(
+        "cluster", "run", config, f"storage.root={root}", "--address", cluster.address, "dataset.actors=4", *arguments
+    )
+
+    def shards() -> int:
+        return len(list(root.glob("data/*/_commits/train/*.json")))
+
+    deadline = time.monotonic() + 200
+    while shards() < 4 or not writing(second):
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        assert time.monotonic() < deadline, "generation never began"
+        time.sleep(0.02)
+    before = shards()
+    cluster.cut_power(second)
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output[-3000:]
+    written = json.loads((only(root / "runs") / "logs" / "generation.json").read_text())
+    total = shards()
+    assert before < total, "the kill fell in the middle"
+    assert sum(written["shards_by_node"].values()) >= total
+    assert tree(only(root / "data")) == whole(*arguments)
