@@ -89,6 +89,8 @@ def generate(config: Config, *, progress: Callable[[Progress], None] = _silent, 
             trajectories += stats.task.trajectories
             size += stats.bytes
             progress(Progress(len(done), len(tasks), trajectories, total, size, time.perf_counter() - started))
+        # an actor that was killed in the middle of a shard left a partial file, and its successor wrote another
+        sweep_partials(found.dataset)
     return _summary(config, done, actors, started)
 
 
