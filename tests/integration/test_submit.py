@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +17,9 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster.__main__ import app
+from cluster.jobs import Jobs
 from cluster.package import Package
+from cluster.submit import check_inner, require_absolute
 
 pytestmark = pytest.mark.ray
 
@@ -269,6 +272,15 @@ def test_a_checkout_that_is_too_large_is_refused_with_what_is_large(tmp_path: Pa
     assert done.returncode == 0, done.stderr
     assert f"storage.root={copy}" in done.stdout, "a head on this machine shares the caller's directory"
     assert "configs/demo.yaml" in done.stdout
+
+
+def test_a_tunnel_is_not_taken_for_a_head_on_this_machine() -> None:
+    here, elsewhere = socket.gethostname(), "some-head"
+    assert Jobs("http://127.0.0.1:8265", None, frozenset({here})).local
+    assert not Jobs("http://127.0.0.1:8265", None, frozenset({elsewhere})).local
+    assert not Jobs("http://localhost:8265", None, frozenset({here, elsewhere})).local
+    with pytest.raises(ValueError, match=r"storage.root = '\.': .* storage.root=/shared/path"):
+        require_absolute(check_inner(["run", "configs/demo.yaml"]), "the head behind a tunnel")
 
 
 def test_equal_contents_are_equal_packages(tmp_path: Path) -> None:
