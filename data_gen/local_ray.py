@@ -31,6 +31,8 @@ QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray's workers would run at niceness 15: they are the work itself here, not its background
+    "RAY_worker_niceness": "0",
     "TORCHDYNAMO_DISABLE": "1",
 }
 """Read by Ray in the driver and handed on to its workers; the health check's default of 2 s would delay each report."""
