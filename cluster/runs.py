@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.sweep_state import SweepDirectory
 from icrl.files import read_json
 from icrl.run_dir import RunDirectory
 
@@ -57,6 +58,15 @@ def walk(root: Path, depth: int = _DEPTH) -> Iterator[Path]:
                 yield from walk(entry, depth - 1)
 
 
+@dataclass(frozen=True)
+class FoundSweep:
+    """A sweep below the runs root, and its trials."""
+
+    name: str
+    directory: SweepDirectory
+    trials: tuple[Found, ...]
+
+
 def find(root: Path) -> list[Found]:
     """Every run below the root, by name."""
     runs = (path for path in walk(root) if path != root and (path / "run.json").is_file())
@@ -77,14 +87,33 @@ def named(root: Path, names: Sequence[str]) -> list[Found]:
     return list(chosen.values())
 
 
+def sweep_named(root: Path, name: str) -> FoundSweep | None:
+    """The sweep of exactly this name or directory; None where there is none.
+
+    Raises:
+        ValueError: the directory lies outside the root.
+    """
+    for path in (root / name, Path(name)):
+        if name.strip("./") and (path / "sweep.json").is_file():
+            here = _below(root, path, name)
+            trials = tuple(found for found in find(root) if found.run.path.resolve().is_relative_to(here))
+            return FoundSweep(str(here.relative_to(root.resolve())), SweepDirectory(here), trials)
+    return None
+
+
+def _below(root: Path, path: Path, name: str) -> Path:
+    """The path with links followed: what it points to must lie below the root as well."""
+    here, top = path.resolve(), root.resolve()
+    if not here.is_relative_to(top) or here == top:
+        raise ValueError(f"RUN = {name}: expected a run below {root}, got {here}; give the root with --root")
+    return here
+
+
 def _one(root: Path, found: Sequence[Found], name: str) -> Found:
     path = Path(name)
     if (path / "run.json").is_file():
-        # a link is followed before it is judged: what it points to must lie below the root as well
-        here, top = path.resolve(), root.resolve()
-        if not here.is_relative_to(top) or here == top:
-            raise ValueError(f"RUN = {name}: expected a run below {root}, got {here}; give the root with --root")
-        return Found(str(here.relative_to(top)), RunDirectory(here))
+        here = _below(root, path, name)
+        return Found(str(here.relative_to(root.resolve())), RunDirectory(here))
     plain = name.rstrip("/")
     exact = [entry for entry in found if plain in (entry.name, Path(entry.name).name)]
     near = [entry for entry in found if entry.name.startswith(plain) or Path(entry.name).name.startswith(plain)]
@@ -155,13 +184,28 @@ def remove(found: Found) -> int:
     Raises:
         ValueError: somebody works on it.
     """
-    path = found.run.path
     with found.run.lock():
-        freed = size(path)
-        # out of the way first: whoever looks meanwhile finds no half of a run
-        doomed = path.with_name(f".{path.name}.{secrets.token_hex(4)}.removed")
-        path.rename(doomed)
-        shutil.rmtree(doomed)
+        return _delete(found.run.path)
+
+
+def remove_sweep(found: FoundSweep) -> int:
+    """Delete a sweep with all its trials and return the bytes it held.
+
+    Raises:
+        ValueError: a command runs the sweep, or somebody works on one of its trials; nothing is deleted then.
+    """
+    with found.directory.lock(), contextlib.ExitStack() as held:
+        for trial in found.trials:
+            held.enter_context(trial.run.lock())
+        return _delete(found.directory.path)
+
+
+def _delete(path: Path) -> int:
+    freed = size(path)
+    # out of the way first: whoever looks meanwhile finds no half of a run
+    doomed = path.with_name(f".{path.name}.{secrets.token_hex(4)}.removed")
+    path.rename(doomed)
+    shutil.rmtree(doomed)
     return freed
 
 

@@ -58,6 +58,10 @@ def run(
         except SystemExit as stop:  # SIGTERM outside of training
             code = int(stop.code or 0)
             cli.say("stopped; the same command resumes")
+    if code not in (0, cli.INTERRUPTED, cli.TERMINATED):
+        from icrl.board import settle
+
+        settle(work)
     figure = path / "figures" / "regret.png"
     if figure.exists():
         cli.say(f"figure          {figure}")

@@ -99,28 +99,37 @@ def diff(first: Name, second: Name, root: Root = _HERE) -> None:
 
 @runs.command("rm")
 def remove(names: Names, root: Root = _HERE, yes: Yes = False) -> None:
-    """Delete runs with all they hold; datasets stay. A run that somebody works on is never touched."""
+    """Delete runs, or whole sweeps, with all they hold; datasets stay. What somebody works on is never touched."""
     from cluster import runs as found_runs
     from icrl.files import size_text
 
+    top = _runs(root)
     with cli.usage_errors():
-        chosen = found_runs.named(_runs(root), names)
-        used = [found.name for found in chosen if found_runs.in_use(found.run)]
+        sweeps = {name: found_runs.sweep_named(top, name) for name in names}
+        whole = {sweep.name: sweep for sweep in sweeps.values() if sweep is not None}
+        inside = [trial for sweep in whole.values() for trial in sweep.trials]
+        single = found_runs.named(top, [name for name, sweep in sweeps.items() if sweep is None])
+        single = [found for found in single if found.name not in {trial.name for trial in inside}]
+        used = [found.name for found in (*single, *inside) if found_runs.in_use(found.run)]
         if used:
             raise ValueError(f"{', '.join(used)}: in use; stop it first, nothing was removed")
     total = 0
-    for found in chosen:
-        bytes_held = found_runs.size(found.run.path)
-        total += bytes_held
-        cli.say(f"{found.name}  {found.run.status()['state']}  {size_text(bytes_held)}")
-    if not yes and not typer.confirm(f"Remove {_runs_text(len(chosen))} and free {size_text(total)}?"):
+    for sweep in whole.values():
+        held = found_runs.size(sweep.directory.path)
+        total += held
+        cli.say(f"{sweep.name}  sweep of {_runs_text(len(sweep.trials))}  {size_text(held)}")
+    for found in single:
+        held = found_runs.size(found.run.path)
+        total += held
+        cli.say(f"{found.name}  {found.run.status()['state']}  {size_text(held)}")
+    count = _runs_text(len(single) + len(inside))
+    if not yes and not typer.confirm(f"Remove {count} and free {size_text(total)}?"):
         cli.say("nothing was removed")
         raise typer.Exit(cli.FAILED)
-    freed = 0
     with cli.usage_errors():
-        for found in chosen:
-            freed += found_runs.remove(found)
-    cli.say(f"removed {_runs_text(len(chosen))}, {size_text(freed)} freed; datasets are left as they were")
+        freed = sum(found_runs.remove_sweep(sweep) for sweep in whole.values())
+        freed += sum(found_runs.remove(found) for found in single)
+    cli.say(f"removed {count}, {size_text(freed)} freed; datasets are left as they were")
 
 
 def aligned(rows: Sequence[Sequence[str]], left: int) -> str:

@@ -173,7 +173,7 @@ def test_a_stop_during_generation_keeps_the_shards_that_are_done(
 
 
 @pytest.mark.slow
-def test_a_sweep_as_a_job(talking: Any, tmp_path: Path, commands: Any) -> None:
+def test_a_sweep_as_a_job_and_from_a_connected_driver(talking: Any, tmp_path: Path, commands: Any) -> None:
     root = tmp_path / "shared"
     tiny = "environment.dim=2 environment.n_actions=3 environment.horizon=10 dataset.train=2000 dataset.validation=256"
     small = (
@@ -185,6 +185,15 @@ def test_a_sweep_as_a_job(talking: Any, tmp_path: Path, commands: Any) -> None:
     assert "SUCCEEDED" in output
     (table,) = root.glob("runs/*/table.csv")
     assert len(table.read_text().splitlines()) == 3
+
+    # the same trials, called by a driver that is connected to the cluster: read from where the job left them
+    finished = {path: path.stat().st_mtime_ns for path in root.glob("runs/*/trials/*/results.json")}
+    assert len(finished) == 2
+    connected = ("sweep", *words[1:], f"storage.root={root}", "--address", talking.address)
+    commands.run("cluster", *connected)
+    assert {path: path.stat().st_mtime_ns for path in root.glob("runs/*/trials/*/results.json")} == finished
+    commands.run("cluster", *(word.replace("seed=0,1", "seed=2,3") for word in connected))
+    assert len(list(root.glob("runs/*/trials/*/results.json"))) == 4
 
 
 @pytest.mark.slow

@@ -175,6 +175,54 @@ def test_trials_that_diverge_or_fail_are_marked_and_ctrl_c_is_resumed(
     assert "trial 1 diverged" in output
 
 
+@pytest.mark.slow
+def test_a_trial_that_is_behind_is_stopped_early_and_stays_so(sweep_file: Any, commands: Any, tmp_path: Path) -> None:
+    # one at a time: the second trial, which hardly learns, meets the first one's record
+    text = """\
+base: tiny
+parameters: {train.optimizer.lr: {values: [1e-2, 1e-9]}, train.workers: {value: 1}, train.validate_every: {value: 5}}
+early_terminate: {type: hyperband, min_iter: 10, eta: 2}
+ray: {max_concurrent: 1}
+"""
+    arguments = ("cluster", "sweep", sweep_file(text), f"storage.root={tmp_path}", "train.steps=400")
+    output = commands.run(*arguments)
+    assert "trial 1: lr=1e-09: early stop" in output
+    good, bad = rows = table(tmp_path / "runs" / "grid")
+    assert (good["state"], good["step"]) == ("done", 400)
+    assert bad["state"] == "early"
+    assert 10 <= bad["step"] < 400
+    commands.run(*arguments)
+    assert table(tmp_path / "runs" / "grid") == rows
+
+
+@pytest.mark.slow
+def test_a_trial_that_dies_too_often_fails_alone_and_is_retried_on_request(
+    sweep_file: Any, commands: Any, tmp_path: Path
+) -> None:
+    text = """\
+base: tiny
+parameters: {seed: {values: [0, 1]}, train.workers: {value: 1}}
+ray: {max_concurrent: 1, max_failures: 0}
+"""
+    directory = tmp_path / "runs" / "grid"
+    arguments = ("sweep", sweep_file(text), f"storage.root={tmp_path}")
+    process = commands.start("cluster", *arguments)
+    until(lambda: training(directory, 10), process)
+    for lead in descendants(process, "ImplicitFunc"):
+        os.kill(lead.pid, signal.SIGKILL)
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 1, output[-3000:]
+    assert output.splitlines()[-1] == "next            the same command with --retry-failed"
+    first, second = table(directory)
+    assert (first["state"], second["state"]) == ("failed", "done")
+    assert "died" in first["error"]
+
+    commands.run("cluster", *arguments, code=1)
+    assert table(directory) == [first, second], "a failed trial is not run again unasked"
+    commands.run("cluster", *arguments, "--retry-failed")
+    assert [row["state"] for row in table(directory)] == ["done", "done"]
+
+
 def test_a_dataset_that_another_trial_writes_is_waited_for(tmp_path: Path) -> None:
     import threading
 

@@ -14,7 +14,9 @@ from cluster.__main__ import app
 from cluster.board import entries, refresh, remote_host, tunnel
 from cluster.runs import find, named, remove
 from icrl.board import Board, choose_hparams
+from cluster.sweep_state import SweepDirectory
 from icrl.config import load
+from icrl.files import write_json
 from icrl.run_dir import RunDirectory
 
 
@@ -105,6 +107,23 @@ def test_rm_leaves_a_run_in_use_and_everything_named_beside_it(root: Path) -> No
     assert "in use" in result.output
     assert first.run.path.exists()
     assert other.run.path.exists()
+
+
+def test_rm_of_a_sweep_takes_all_of_it_or_nothing(root: Path) -> None:
+    sweep = root / "runs" / "capacity"
+    write_json(sweep / "sweep.json", {"version": 1})
+    (sweep / "table.csv").write_text("trial\n")
+    (trial,) = [found for found in find(root / "runs") if found.name.startswith("capacity")]
+    with trial.run.lock():
+        assert "in use" in command("runs", "rm", "capacity", "--root", root, "--yes", code=2).output
+    with SweepDirectory(sweep).lock():
+        assert "error: " in command("runs", "rm", "capacity", "--root", root, "--yes", code=2).output
+    assert (sweep / "sweep.json").exists()
+    assert trial.run.path.exists()
+    removed = command("runs", "rm", "capacity", "0003", "--root", root, "--yes").output
+    assert "capacity  sweep of 1 run" in removed
+    assert "removed 1 run, " in removed
+    assert [path.name for path in (root / "runs").iterdir() if not path.name.startswith("demo-")] == []
 
 
 def test_rm_never_leaves_the_root(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
