@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from icrl.algorithms import Draws
+from icrl.algorithms import StreamDraws
 from icrl.config import LinearBanditConfig, ModelConfig
-from icrl.envs import LinearBanditBatch, rewards, sample
+from icrl.envs import BanditBatch, rewards, sample
 from icrl.model import Transformer
 from icrl.policy import TransformerPolicy
 from icrl.streams import Split
@@ -23,17 +23,17 @@ from icrl.streams import Split
 REQUIRED_RATIO = 20.0
 
 
-def seconds(policy: TransformerPolicy, environments: LinearBanditBatch, config: LinearBanditConfig) -> float:
+def seconds(policy: TransformerPolicy, environments: BanditBatch, config: LinearBanditConfig) -> float:
     """CPU seconds to play a whole horizon in each of the environments, per environment."""
     batch = environments.index.size
-    uniform = np.random.default_rng(0).random((config.horizon, batch), dtype=np.float32)
-    normal = np.zeros((batch, config.dim), dtype=np.float32)
+    draws = StreamDraws(0, Split.EVAL, environments.index)
     noise = np.random.default_rng(1).standard_normal((config.horizon, batch), dtype=np.float32)
     started = time.process_time()
     policy.reset(environments)
     for t in range(config.horizon):
-        action = policy.act(Draws(uniform[t], normal))
-        policy.update(action, rewards(config, environments, action, noise[t]))
+        draws.round = t
+        action = policy.act(draws)
+        policy.update(action, rewards(config, environments.means, action, noise[t]))
     return (time.process_time() - started) / batch
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks import naive
 from icrl import envs, streams
-from icrl.config.schema import AlgorithmConfig, ContextComponent, LinearBanditConfig, LinUCBConfig, ThompsonConfig
+from icrl.config import AlgorithmConfig, ContextComponent, LinearBanditConfig, LinUCBConfig, ThompsonConfig
 from icrl.rollout import generate
 from icrl.streams import Split, Stream
 

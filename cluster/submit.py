@@ -15,8 +15,7 @@ from cluster.jobs import ENDED, GRACE, Jobs
 from cluster.package import CHECKOUT, Package
 from data_gen.local_ray import QUIET
 from icrl.cli import absolute_root
-from icrl.config import Loaded, config_hash, dump, load
-from icrl.config.schema import NAME_PATTERN
+from icrl.config import NAME_PATTERN, Loaded, config_hash, dump, load
 from icrl.files import canonical_json, sha256_bytes
 from icrl.run_dir import COMMIT_VARIABLE, commit, default_path
 

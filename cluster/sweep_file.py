@@ -13,8 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from icrl.config import ConfigError, Problem, build
-from icrl.config.schema import NAME_PATTERN, Above, AtLeast, Count, Positive, PositiveInt, Section, Seed
+from icrl.config import (
+    NAME_PATTERN,
+    Above,
+    AtLeast,
+    ConfigError,
+    Count,
+    Positive,
+    PositiveInt,
+    Problem,
+    Section,
+    Seed,
+    build,
+)
 from icrl.config.sources import COMMAND_LINE, config_root, parse_value, placed, read_yaml
 
 VALIDATION_LOSS = "train/validation_loss"

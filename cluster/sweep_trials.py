@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from cluster.sweep_file import VALIDATION_LOSS, Choice, Parameter, SweepFile
-from icrl.config import Config, ConfigError, Loaded, Problem, flatten, identity, load, to_dict
-from icrl.config.schema import RunConfig, StorageConfig
+from icrl.config import Config, ConfigError, Loaded, Problem, RunConfig, StorageConfig, flatten, identity, load, to_dict
 from icrl.config.sources import COMMAND_LINE
 from icrl.files import canonical_json, sha256_bytes
 from icrl.hparams import short_names

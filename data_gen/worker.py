@@ -35,12 +35,7 @@ def stored_arrays(config: Config, split: str, indices: npt.NDArray[np.int64]) ->
     key = Split[split.upper()]
     seed = config.dataset.seed
     batch = icrl.rollout.generate(config.environment, config.context, seed, key, indices)
-    arrays: dict[str, npt.NDArray[Any]] = {
-        "action": batch.action,
-        "reward": batch.reward,
-        "optimal_action": batch.optimal_action,
-        "source": batch.source,
-    }
+    arrays = batch.arrays()
     if config.dataset.materialise:
         environments = icrl.envs.sample(config.environment, seed, key, indices)
         arrays |= {name: getattr(environments, name) for name in config.dataset.materialise}

@@ -59,7 +59,7 @@ def evaluate(config: Config, model: Transformer, reader: SplitReader, *, batch: 
     for start in range(0, n, size):
         indices = np.arange(start, min(start + size, n), dtype=np.int64)
         rows = reader.rows(slice(start, start + len(indices)))
-        environments = icrl.envs.sample(config.environment, reader.recipe["seed"], Split[reader.split.upper()], indices)
+        environments = icrl.envs.sample(model.environment, reader.recipe["seed"], Split[reader.split.upper()], indices)
         action, optimal, action_set, reward = (
             torch.from_numpy(values).to(model.device)
             for values in (rows["action"], rows["optimal_action"], environments.action_set, rows["reward"])

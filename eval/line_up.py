@@ -53,7 +53,7 @@ def check(config: Config) -> None:
                 )
             ]
         )
-    for algorithm in (config.teacher(), *config.eval.baselines):
+    for algorithm in (config.teacher(), *config.baselines()):
         if algorithm is not None:
             build(algorithm, config.environment)
 
@@ -66,7 +66,7 @@ def line_up(config: Config) -> tuple[Entrant, ...]:
     """
     teacher = config.teacher()
     wanted: list[tuple[Role, AlgorithmConfig]] = [] if teacher is None else [("teacher", teacher)]
-    wanted += [("baseline", algorithm) for algorithm in config.eval.baselines]
+    wanted += [("baseline", algorithm) for algorithm in config.baselines()]
     wanted += [("reference", UniformConfig()), ("reference", OptimalConfig())]
     entrants: dict[AlgorithmConfig, Role] = {}
     for role, algorithm in wanted:
@@ -77,8 +77,9 @@ def line_up(config: Config) -> tuple[Entrant, ...]:
 
 def _canonical(algorithm: AlgorithmConfig, environment: EnvironmentConfig) -> AlgorithmConfig:
     """The config with what it leaves to the environment filled in, so that configs that play alike are equal."""
-    if isinstance(algorithm, ThompsonConfig) and algorithm.noise_variance is None and environment.noise_std > 0:
-        return dataclasses.replace(algorithm, noise_variance=environment.noise_std**2)
+    if isinstance(algorithm, ThompsonConfig) and algorithm.noise_variance is None:
+        std = getattr(environment, "noise_std", 0.0)
+        return dataclasses.replace(algorithm, noise_variance=std**2) if std > 0 else algorithm
     return algorithm
 
 

@@ -13,8 +13,8 @@ import safetensors
 import safetensors.torch
 import torch
 
+from icrl.config import ConfigError, EnvironmentConfig, ModelConfig, build_one_of
 from icrl.config.build import build, to_dict
-from icrl.config.schema import ConfigError, LinearBanditConfig, ModelConfig
 from icrl.files import atomic_write, canonical_json, make_directory, write_json
 from icrl.model import Transformer
 
@@ -75,6 +75,6 @@ def _build(config: dict[str, Any], path: Path) -> Transformer:
         )
     try:
         settings = build(ModelConfig, config["model"], "model")
-        return Transformer(settings, build(LinearBanditConfig, config["environment"], "environment"))
+        return Transformer(settings, build_one_of(EnvironmentConfig, config["environment"], "environment"))
     except ConfigError as error:
         raise ValueError(f"{path}: its config does not fit this version of icrl: {error}") from error

@@ -14,8 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from icrl.config import ConfigError, Loaded, dump, load
-from icrl.config.schema import StorageConfig
+from icrl.config import ConfigError, Loaded, StorageConfig, dump, load
 
 FAILED = 1
 USAGE = 2

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from icrl.attention import KVCache, attention
-from icrl.config.schema import EnvironmentConfig, ModelConfig
-from icrl.tokens import TheoryLayout, Tokenizer
+from icrl.config import BanditConfig, EnvironmentConfig, ModelConfig
+from icrl.tokens import TheoryLayout, Tokenizer, require_readable
 
 
 class PracticalBlock(nn.Module):
@@ -106,7 +106,7 @@ class TheoryBlock(nn.Module):
 class PracticalFrame(nn.Module):
     """Into and out of the residual stream: linear embedding, learned positions, final norm, linear read-out."""
 
-    def __init__(self, config: ModelConfig, environment: EnvironmentConfig, tokenizer: Tokenizer) -> None:
+    def __init__(self, config: ModelConfig, environment: BanditConfig, tokenizer: Tokenizer) -> None:
         super().__init__()
         self.embedding = nn.Linear(tokenizer.width, config.embed_dim)
         self.position = nn.Parameter(torch.empty(tokenizer.n_tokens, config.embed_dim))
@@ -134,7 +134,7 @@ class PracticalFrame(nn.Module):
 class TheoryFrame(nn.Module):
     """Fixed token blocks in, the logit block out: no parameters. ValueError when embed_dim cannot hold the blocks."""
 
-    def __init__(self, config: ModelConfig, environment: EnvironmentConfig, tokenizer: Tokenizer) -> None:
+    def __init__(self, config: ModelConfig, environment: BanditConfig, tokenizer: Tokenizer) -> None:
         super().__init__()
         self.layout = TheoryLayout(environment, tokenizer, config.embed_dim)
         self.radius = config.clip_norm
@@ -155,18 +155,19 @@ class Transformer(nn.Module):
     """Alg_theta: logits over the action set for every round, in one causal pass.
 
     `seed` alone decides the weights; the global random state is left as it was. ValueError when embed_dim cannot hold
-    the theory preset's blocks.
+    the theory preset's blocks, or there are no tokens for the environment.
     """
 
     def __init__(self, config: ModelConfig, environment: EnvironmentConfig, *, seed: int = 0) -> None:
         super().__init__()
-        self.config, self.environment = config, environment
-        self.tokenizer = Tokenizer(environment, config.tokens)
+        readable = require_readable(environment)
+        self.config, self.environment = config, readable
+        self.tokenizer = Tokenizer(readable, config.tokens)
         make_frame, make_block = (
             (TheoryFrame, TheoryBlock) if config.preset == "theory" else (PracticalFrame, PracticalBlock)
         )
         with torch.random.fork_rng(devices=[]):  # torch's own constructors draw from the global generator
-            self.frame = make_frame(config, environment, self.tokenizer)
+            self.frame = make_frame(config, readable, self.tokenizer)
             self.blocks = nn.ModuleList(make_block(config, layer) for layer in range(config.layers))
         generator = torch.Generator().manual_seed(seed)
         for part in (self.frame, *self.blocks):

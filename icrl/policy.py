@@ -12,13 +12,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from icrl.algorithms import Draws, choose, largest
+from icrl.algorithms import Algorithm, Draws, choose, largest
 from icrl.attention import KVCache
-from icrl.envs import LinearBanditBatch
+from icrl.envs import BanditBatch, Batch
 from icrl.model import Transformer
 
 
-class TransformerPolicy:
+class TransformerPolicy(Algorithm):
     """Alg_theta as an Algorithm, in inference mode on the model's device.
 
     action: sample from Alg_theta (the paper's definition), or greedy. cache=False runs the whole history again every
@@ -40,8 +40,9 @@ class TransformerPolicy:
         self._cache: KVCache | None = None
 
     @torch.inference_mode()
-    def reset(self, environments: LinearBanditBatch) -> None:
+    def reset(self, environments: Batch) -> None:
         """Start B fresh interactions."""
+        assert isinstance(environments, BanditBatch)
         batch, n_actions, dim = environments.action_set.shape
         expected = self.model.environment
         if (n_actions, dim) != (expected.n_actions, expected.dim):

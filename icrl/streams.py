@@ -42,12 +42,18 @@ class Stream(IntEnum):
     REWARD = 1
     ALGORITHM = 2
     MIXTURE = 3
+    """Position 0: the component of a trajectory; 1 + t: the component that acts in round t."""
     ORDER = 4
+    TRANSITION = 5
+    """Position t: the state of round t."""
+    ACTION_SET = 6
+    """Fresh action sets, A d numbers a round."""
 
 
 USE_UNIFORM = 0
 USE_NORMAL = 1
 USE_ORDER = 2
+USE_GAMMA = 3
 
 _M0 = np.uint64(0xD2511F53)
 _M1 = np.uint64(0xCD9E8D57)
@@ -100,20 +106,37 @@ def unit(word: Word) -> Real:
     return np.float32(np.int32(word >> _8)) * _UNIT
 
 
-# error_model: no test for division by zero, whose branch would keep the loops around it from vectorising
 @njit(cache=True, forceinline=True, error_model="numpy")
-def normal_pair(u: Real, v: Real) -> tuple[Real, Real]:
-    """Two float32 from `unit` -> two independent float32 standard normals by Box-Muller; |z| <= 5.77 (24 bits)."""
-    # ln(n 2^-24), n = 1 .. 2^24: n = 2^e m with m in [sqrt(1/2), sqrt(2)), ln m = 2 atanh((m - 1) / (m + 1))
-    bits = np.float32(u * _2_24 + _ONE).view(np.int32)
-    exponent = np.float32(np.int32((bits >> np.int32(23)) - np.int32(151)))
+def _log_bits(bits: Real, bias: Real) -> Real:
+    """ln(2^(e - bias) m) of the float32 bits of 2^(e - 127) m: ln m = 2 atanh((m - 1) / (m + 1)), m near 1."""
+    exponent = np.float32(np.int32((bits >> np.int32(23)) - bias))
     m = np.int32((bits & np.int32(0x7FFFFF)) | np.int32(0x3F800000)).view(np.float32)
     large = m > _SQRT2
     m = m * _HALF if large else m
     exponent = exponent + _ONE if large else exponent
     s = (m - _ONE) / (m + _ONE)
     s2 = s * s
-    log = exponent * _LN2 + _TWO * s * (_ONE + s2 * (_L1 + s2 * (_L2 + s2 * (_L3 + s2 * _L4))))
+    return exponent * _LN2 + _TWO * s * (_ONE + s2 * (_L1 + s2 * (_L2 + s2 * (_L3 + s2 * _L4))))
+
+
+@njit(cache=True, forceinline=True)
+def log_positive(x: Real) -> Real:
+    """float32 natural logarithm of a normal x > 0; absolute error below 2e-7 max(1, |ln x|)."""
+    return _log_bits(np.float32(x).view(np.int32), np.int32(127))
+
+
+@njit(cache=True, forceinline=True)
+def exponential(u: Real) -> Real:
+    """A float32 from `unit` -> a standard exponential, -ln(u + 2**-24)."""
+    return -_log_bits(np.float32(u * _2_24 + _ONE).view(np.int32), np.int32(151))
+
+
+# error_model: no test for division by zero, whose branch would keep the loops around it from vectorising
+@njit(cache=True, forceinline=True, error_model="numpy")
+def normal_pair(u: Real, v: Real) -> tuple[Real, Real]:
+    """Two float32 from `unit` -> two independent float32 standard normals by Box-Muller; |z| <= 5.77 (24 bits)."""
+    # ln(n 2^-24), n = 1 .. 2^24
+    log = _log_bits(np.float32(u * _2_24 + _ONE).view(np.int32), np.int32(151))
     radius = np.sqrt(-_TWO * log)
     # the top two bits of v choose the quadrant, the other 22 the angle in [-pi/4, pi/4)
     turns = v * _FOUR

@@ -12,13 +12,32 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from icrl.config.schema import EnvironmentConfig
+from icrl.config import BanditConfig, EnvironmentConfig, GridWorldConfig, LinearBanditConfig, TabularMDPConfig
 
 POSITION_WIDTH = 3
 """pos_i = (i, i^2, 1)."""
 
 
-def fields_width(environment: EnvironmentConfig, tokens: Literal["paper", "onehot", "merged"]) -> int:
+def require_readable(environment: EnvironmentConfig) -> BanditConfig:
+    """The environment, if there are tokens for its trajectories.
+
+    Raises:
+        ValueError: names the kind of environment.
+    """
+    if isinstance(environment, TabularMDPConfig | GridWorldConfig):
+        raise ValueError(
+            f"environment.kind = {environment.kind}: expected a bandit, the transformer has no tokens for states yet; "
+            "python -m data_gen makes the dataset without it"
+        )
+    if isinstance(environment, LinearBanditConfig) and environment.action_set == "fresh":
+        raise ValueError(
+            "environment.action_set = fresh: expected fixed, the transformer reads one action set a trajectory; "
+            "python -m data_gen makes the dataset without it"
+        )
+    return environment
+
+
+def fields_width(environment: BanditConfig, tokens: Literal["paper", "onehot", "merged"]) -> int:
     """w, the width of a token's raw fields."""
     dim, n_actions = environment.dim, environment.n_actions
     match tokens:
@@ -30,7 +49,7 @@ def fields_width(environment: EnvironmentConfig, tokens: Literal["paper", "oneho
             return n_actions * dim + n_actions + dim + 2
 
 
-def required_width(environment: EnvironmentConfig, tokens: Literal["paper", "onehot", "merged"]) -> int:
+def required_width(environment: BanditConfig, tokens: Literal["paper", "onehot", "merged"]) -> int:
     """Smallest embed_dim that holds the theory preset's blocks: raw fields, A outputs, 3 positions."""
     return fields_width(environment, tokens) + environment.n_actions + POSITION_WIDTH
 
@@ -43,7 +62,7 @@ class Tokenizer:
     merged: h_t = [a_1; ...; a_A | one-hot a_{t-1} | a_{t-1} | r_{t-1} | 1 at t = 1].
     """
 
-    def __init__(self, environment: EnvironmentConfig, kind: Literal["paper", "onehot", "merged"]) -> None:
+    def __init__(self, environment: BanditConfig, kind: Literal["paper", "onehot", "merged"]) -> None:
         self.kind: Literal["paper", "onehot", "merged"] = kind
         self.dim, self.n_actions, self.horizon = environment.dim, environment.n_actions, environment.horizon
         self.tokens_per_round = 1 if kind == "merged" else 2
@@ -108,7 +127,7 @@ class TheoryLayout:
     With `paper` tokens these are the blocks a | b | c | d of the constructions. ValueError when D cannot hold them.
     """
 
-    def __init__(self, environment: EnvironmentConfig, tokenizer: Tokenizer, embed_dim: int) -> None:
+    def __init__(self, environment: BanditConfig, tokenizer: Tokenizer, embed_dim: int) -> None:
         needed = required_width(environment, tokenizer.kind)
         if embed_dim < needed:
             raise ValueError(

@@ -6,7 +6,7 @@ RNG_VERSION = "philox4x32-10/box-muller-1"
 KERNEL_VERSION = "linear-bandit-1"
 """The compiled rollouts (`icrl.rollout.kernels`): bumped when the same (config, seed, index) gives other bytes."""
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """The dataset's contract on disk (`icrl.store`)."""
 
 RESULTS_VERSION = 1

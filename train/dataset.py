@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 import icrl.envs
-from icrl.config import EnvironmentConfig
+from icrl.config import EnvironmentConfig, GridWorldConfig, TabularMDPConfig
 from icrl.store import SplitReader
 from icrl.streams import Split, Stream, permutation
 
@@ -36,8 +36,8 @@ _WINDOWS_KEPT = 2
 
 
 def with_action_set(batch: Batch, environment: EnvironmentConfig, seed: int, split: Split) -> Batch:
-    """The batch with `action_set` float32[B, A, d], regenerated from (seed, split, index) unless it was stored."""
-    if "action_set" in batch:
+    """The batch with a bandit's `action_set` float32[B, A, d], regenerated from (seed, split, index) unless stored."""
+    if "action_set" in batch or isinstance(environment, TabularMDPConfig | GridWorldConfig):
         return batch
     return batch | {"action_set": icrl.envs.sample(environment, seed, split, batch["index"]).action_set}
 

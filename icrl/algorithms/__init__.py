@@ -5,18 +5,16 @@ They know environments and draw no random numbers of their own; rollouts hand th
 
 from __future__ import annotations
 
-from typing import assert_never
-
-from icrl.algorithms.base import Algorithm, Draws, choose, largest, one_hot
+from icrl.algorithms.base import Algorithm, Draws, StreamDraws, choose, largest, one_hot
 from icrl.algorithms.empirical_mean import EmpiricalMean
 from icrl.algorithms.linucb import LinUCB
 from icrl.algorithms.optimal import Optimal
 from icrl.algorithms.thompson import Thompson, noise_variance
 from icrl.algorithms.uniform import Uniform
-from icrl.config.schema import (
+from icrl.config import (
     AlgorithmConfig,
     EmpiricalMeanConfig,
-    LinearBanditConfig,
+    EnvironmentConfig,
     LinUCBConfig,
     OptimalConfig,
     ThompsonConfig,
@@ -29,6 +27,7 @@ __all__ = [
     "EmpiricalMean",
     "LinUCB",
     "Optimal",
+    "StreamDraws",
     "Thompson",
     "Uniform",
     "build",
@@ -39,7 +38,7 @@ __all__ = [
 ]
 
 
-def build(config: AlgorithmConfig, environment: LinearBanditConfig) -> Algorithm:
+def build(config: AlgorithmConfig, environment: EnvironmentConfig) -> Algorithm:
     """The algorithm that a config names."""
     match config:
         case UniformConfig():
@@ -53,4 +52,4 @@ def build(config: AlgorithmConfig, environment: LinearBanditConfig) -> Algorithm
         case ThompsonConfig():
             return Thompson(config, environment)
         case _:
-            assert_never(config)
+            raise ValueError(f"algorithm = {config.algorithm}: not in this version")

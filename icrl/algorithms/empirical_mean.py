@@ -8,12 +8,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from icrl.algorithms.base import Draws, largest, one_hot
-from icrl.config.schema import EmpiricalMeanConfig
-from icrl.envs import LinearBanditBatch
+from icrl.algorithms.base import Algorithm, Draws, largest, one_hot
+from icrl.config import EmpiricalMeanConfig
+from icrl.envs import BanditBatch, Batch
 
 
-class EmpiricalMean:
+class EmpiricalMean(Algorithm):
     """Action t - 1 in round t <= A, then the best mean; the lowest action wins ties."""
 
     name = "empirical_mean"
@@ -21,7 +21,8 @@ class EmpiricalMean:
     def __init__(self, config: EmpiricalMeanConfig) -> None:
         self.config = config
 
-    def reset(self, environments: LinearBanditBatch) -> None:
+    def reset(self, environments: Batch) -> None:
+        assert isinstance(environments, BanditBatch)
         self._sum = np.zeros(environments.means.shape)
         self._count = np.zeros(environments.means.shape, np.int64)
         self._n_actions = environments.means.shape[1]

@@ -8,13 +8,13 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from icrl.algorithms.base import Draws, choose, largest, one_hot
+from icrl.algorithms.base import Algorithm, Draws, choose, largest, one_hot
 from icrl.algorithms.posterior import RidgePosterior
-from icrl.config.schema import LinUCBConfig
-from icrl.envs import LinearBanditBatch
+from icrl.config import LinUCBConfig
+from icrl.envs import BanditBatch, Batch
 
 
-class LinUCB:
+class LinUCB(Algorithm):
     """Index v_a = <a, w_t> + confidence sqrt(a' A_t^-1 a), A_t = ridge I + sum_j a_j a_j'.
 
     Temperature 0 plays the largest index (the lowest action wins ties), above 0 softmax(v / temperature).
@@ -25,7 +25,8 @@ class LinUCB:
     def __init__(self, config: LinUCBConfig) -> None:
         self.config = config
 
-    def reset(self, environments: LinearBanditBatch) -> None:
+    def reset(self, environments: Batch) -> None:
+        assert isinstance(environments, BanditBatch)
         self._posterior = RidgePosterior(environments.action_set, self.config.ridge)
 
     def indices(self) -> npt.NDArray[np.float64]:

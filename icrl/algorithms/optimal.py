@@ -8,12 +8,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from icrl.algorithms.base import Draws, one_hot
-from icrl.config.schema import OptimalConfig
-from icrl.envs import LinearBanditBatch
+from icrl.algorithms.base import Algorithm, Draws, one_hot
+from icrl.config import OptimalConfig
+from icrl.envs import BanditBatch, Batch
 
 
-class Optimal:
+class Optimal(Algorithm):
     """a* of each environment, which it is shown."""
 
     name = "optimal"
@@ -21,7 +21,8 @@ class Optimal:
     def __init__(self, config: OptimalConfig) -> None:
         self.config = config
 
-    def reset(self, environments: LinearBanditBatch) -> None:
+    def reset(self, environments: Batch) -> None:
+        assert isinstance(environments, BanditBatch)
         self._action = environments.optimal_action.astype(np.int64)
         self._n_actions = environments.means.shape[1]
 

@@ -9,17 +9,17 @@ import numpy as np
 import numpy.typing as npt
 
 from icrl import streams
-from icrl.algorithms.base import Draws, largest
+from icrl.algorithms.base import Algorithm, Draws, largest
 from icrl.algorithms.posterior import RidgePosterior
-from icrl.config.schema import LinearBanditConfig, ThompsonConfig
-from icrl.envs import LinearBanditBatch
+from icrl.config import EnvironmentConfig, ThompsonConfig
+from icrl.envs import BanditBatch, Batch
 from icrl.streams import Split, Stream
 
 MONTE_CARLO_SEED = 0x5448_4F4D_5053_4F4E
 """Key of the samples behind `probabilities`, apart from the seeds that datasets and evaluations use."""
 
 
-class Thompson:
+class Thompson(Algorithm):
     """Plays argmax <a, w> for w ~ N(mu_t, r Sigma_t^-1), Sigma_t = (r / lambda) I + sum_j a_j a_j'.
 
     r is `noise_variance`, or the environment's own; lambda is `prior_variance`.
@@ -29,12 +29,13 @@ class Thompson:
     samples = 1024
     """Monte Carlo samples behind `probabilities`."""
 
-    def __init__(self, config: ThompsonConfig, environment: LinearBanditConfig) -> None:
+    def __init__(self, config: ThompsonConfig, environment: EnvironmentConfig) -> None:
         """Raises ValueError where noise_variance is null and the environment has no noise."""
         self.config = config
         self.noise_variance = noise_variance(config, environment)
 
-    def reset(self, environments: LinearBanditBatch) -> None:
+    def reset(self, environments: Batch) -> None:
+        assert isinstance(environments, BanditBatch)
         self._posterior = RidgePosterior(environments.action_set, self.noise_variance / self.config.prior_variance)
         self._round = 0
 
@@ -61,7 +62,7 @@ class Thompson:
         return np.sqrt(probabilities * (1 - probabilities) / self.samples)
 
     def act(self, draws: Draws) -> npt.NDArray[np.int64]:
-        noise = np.einsum("bad,bd->ba", self._posterior.factors(), draws.normal)
+        noise = np.einsum("bad,bd->ba", self._posterior.factors(), draws.normals(self._posterior.mean.shape[1]))
         return largest(self._posterior.means() + np.sqrt(self.noise_variance) * noise)
 
     def update(self, action: npt.NDArray[np.int64], reward: npt.NDArray[np.float32]) -> None:
@@ -69,9 +70,9 @@ class Thompson:
         self._round += 1
 
 
-def noise_variance(config: ThompsonConfig, environment: LinearBanditConfig) -> float:
+def noise_variance(config: ThompsonConfig, environment: EnvironmentConfig) -> float:
     """r: the configured one, or the environment's noise_std squared; raises ValueError where that is 0."""
-    variance = environment.noise_std**2 if config.noise_variance is None else config.noise_variance
+    variance = getattr(environment, "noise_std", 0.0) ** 2 if config.noise_variance is None else config.noise_variance
     if variance == 0:
         raise ValueError("thompson.noise_variance = null with noise_std = 0: expected a positive noise_variance")
     return variance

@@ -8,12 +8,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from icrl.algorithms.base import Draws
-from icrl.config.schema import UniformConfig
-from icrl.envs import LinearBanditBatch
+from icrl.algorithms.base import Algorithm, Draws
+from icrl.config import UniformConfig
+from icrl.envs import Batch
 
 
-class Uniform:
+class Uniform(Algorithm):
     """The history-free exploration policy."""
 
     name = "uniform"
@@ -21,8 +21,8 @@ class Uniform:
     def __init__(self, config: UniformConfig) -> None:
         self.config = config
 
-    def reset(self, environments: LinearBanditBatch) -> None:
-        self._shape = environments.means.shape
+    def reset(self, environments: Batch) -> None:
+        self._shape = (len(environments.index), environments.n_actions)
 
     def probabilities(self) -> npt.NDArray[np.float64]:
         return np.full(self._shape, 1 / self._shape[1])

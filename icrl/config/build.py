@@ -9,7 +9,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union
 
-from icrl.config.schema import ConfigError, Problem, Section, field_types
+from icrl.config.sections import ConfigError, Problem, Section, field_types
 
 S = TypeVar("S", bound=Section)
 
@@ -27,6 +27,15 @@ def build(cls: type[S], values: Mapping[str, Any], path: str = "") -> S:
     if problems:
         raise ConfigError(problems)
     return typing.cast(S, section)
+
+
+def build_one_of(union: Any, values: Mapping[str, Any], path: str = "") -> Any:
+    """A section of one of a union's types, told apart by its first key; raises as `build`."""
+    problems: list[Problem] = []
+    section = _value(union, values, path, problems)
+    if problems:
+        raise ConfigError(problems)
+    return section
 
 
 def to_dict(section: Section) -> dict[str, Any]:
@@ -192,6 +201,8 @@ def _tagged(sections: list[type[Any]], value: Any, path: str, problems: list[Pro
         problems.append(Problem(path, value, f"a mapping with the key {tag}, or one of {', '.join(by_name)}"))
         return _MISSING
     name = value.get(tag)
+    if name is None and sections[0].implied:
+        name = typing.get_args(field_types(sections[0])[tag])[0]
     if name not in by_name:
         near = difflib.get_close_matches(str(name), list(by_name), n=1)
         got = "(missing)" if name is None else name

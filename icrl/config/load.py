@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from icrl.config.build import build, to_dict
-from icrl.config.schema import Config, ConfigError, Problem
+from icrl.config.schema import Config
+from icrl.config.sections import ConfigError, Problem
 from icrl.config.sources import COMMAND_LINE, config_root, parse_value, placed, read_yaml
 
 _IMPLIED = {"seed": 0, "train": {"seed": "${seed}"}}

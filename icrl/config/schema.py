@@ -1,207 +1,40 @@
-"""The words of a config: one frozen dataclass a section, defaults and documentation at the field.
-
-A section checks itself when it is made: `Section.__post_init__` applies the bounds written in the annotations and the
-section's own `problems()`, and raises one `ConfigError` that holds them all.
-"""
+"""The stages of a config: one frozen dataclass a section, defaults and documentation at the field."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import re
-import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing wrong with a config: where (dotted path), what was given, what is expected, how to mend it."""
-
-    path: str
-    got: object
-    expected: str
-    remedy: str = ""
-    where: str = ""
-    """`file:line`, or "command line"; filled in by the loader."""
-
-    def __str__(self) -> str:
-        place = f"{self.where}: " if self.where else ""
-        remedy = f"; {self.remedy}" if self.remedy else ""
-        return f"{place}{self.path or 'config'} = {self.got!r}: expected {self.expected}{remedy}"
-
-
-class ConfigError(ValueError):
-    """Every problem of a config at once."""
-
-    def __init__(self, problems: list[Problem]) -> None:
-        self.problems = problems
-        super().__init__("\n".join(str(problem) for problem in problems))
-
-
-@dataclass(frozen=True)
-class AtLeast:
-    """Lower bound, inclusive, written in an annotation."""
-
-    bound: float
-
-    def violated(self, value: float) -> str | None:
-        return None if value >= self.bound else f"at least {self.bound:g}"
-
-
-@dataclass(frozen=True)
-class Above:
-    """Lower bound, exclusive, written in an annotation."""
-
-    bound: float
-
-    def violated(self, value: float) -> str | None:
-        return None if value > self.bound else f"above {self.bound:g}"
-
-
-@dataclass(frozen=True)
-class AtMost:
-    """Upper bound, inclusive, written in an annotation."""
-
-    bound: float
-
-    def violated(self, value: float) -> str | None:
-        return None if value <= self.bound else f"at most {self.bound:g}"
-
-
-PositiveInt = Annotated[int, AtLeast(1)]
-Count = Annotated[int, AtLeast(0)]
-Positive = Annotated[float, Above(0)]
-NonNegative = Annotated[float, AtLeast(0)]
-Trajectories = Annotated[int, AtLeast(1), AtMost(10**10)]
-Size = Annotated[int, AtLeast(1), AtMost(2**16)]
-Seed = Annotated[int, AtLeast(0), AtMost(2**63 - 1)]
-
-
-def field_types(cls: Any) -> dict[str, Any]:
-    """Resolved annotations of a section, with their bounds."""
-    return typing.get_type_hints(cls, include_extras=True)
-
-
-def _bounds(annotation: Any) -> tuple[Any, ...]:
-    if typing.get_origin(annotation) is Annotated:
-        return typing.get_args(annotation)[1:]
-    return tuple(bound for arg in typing.get_args(annotation) for bound in _bounds(arg))
-
-
-class Section:
-    """Base of every section: checks bounds and `problems()` when it is made."""
-
-    def __post_init__(self) -> None:
-        found: list[Problem] = []
-        for f in dataclasses.fields(typing.cast(Any, self)):
-            value = getattr(self, f.name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                continue
-            if not math.isfinite(value):
-                found.append(Problem(f.name, value, "a finite number"))
-                continue
-            for bound in _bounds(field_types(type(self))[f.name]):
-                if expected := bound.violated(value):
-                    found.append(Problem(f.name, value, expected))
-        if not found:
-            found.extend(self.problems())
-        if found:
-            raise ConfigError(found)
-
-    def problems(self) -> Iterator[Problem]:
-        """What the bounds cannot say; paths are relative to this section."""
-        yield from ()
-
-
-# --- environments -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class LinearBanditConfig(Section):
-    """Stochastic linear bandit: r_t = <a_t, w*> + noise, actions from a finite set (paper, section 4.1)."""
-
-    kind: Literal["linear_bandit"] = "linear_bandit"
-    dim: Annotated[int, AtLeast(1), AtMost(64)] = 5
-    """d, the dimension of an action."""
-    n_actions: Annotated[int, AtLeast(2), AtMost(255)] = 10
-    """A, the number of actions in the action set."""
-    horizon: Annotated[int, AtLeast(1), AtMost(10**5)] = 200
-    """T, the number of rounds."""
-    noise_std: NonNegative = 1.5
-    """sigma, the standard deviation of the Gaussian reward noise."""
-    prior: Literal["unit_box"] = "unit_box"
-    """The prior over w*: unit_box is Unif[0, 1]^d."""
-    action_set: Literal["fixed"] = "fixed"
-    """fixed: one set per environment, its actions drawn from Unif[-1, 1]^d."""
-
-
-EnvironmentConfig = LinearBanditConfig
-
-
-# --- algorithms -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class UniformConfig(Section):
-    """Plays every action with probability 1/A."""
-
-    algorithm: Literal["uniform"] = "uniform"
-
-
-@dataclass(frozen=True)
-class OptimalConfig(Section):
-    """Plays the optimal action of the environment (it may see the environment)."""
-
-    algorithm: Literal["optimal"] = "optimal"
-
-
-@dataclass(frozen=True)
-class EmpiricalMeanConfig(Section):
-    """Plays each action once, then the best empirical mean ("Emp" in the paper's figures)."""
-
-    algorithm: Literal["empirical_mean"] = "empirical_mean"
-
-
-@dataclass(frozen=True)
-class LinUCBConfig(Section):
-    """LinUCB: index <a, w_t> + confidence * sqrt(a' A_t^-1 a), A_t = ridge I + sum a a'."""
-
-    algorithm: Literal["linucb"] = "linucb"
-    ridge: Positive = 1.0
-    """lambda."""
-    confidence: NonNegative = 2.0
-    """alpha."""
-    temperature: NonNegative = 0.0
-    """tau: 0 plays the largest index (hard LinUCB), above 0 plays softmax(index / tau) (soft LinUCB, Thm 8)."""
-
-
-@dataclass(frozen=True)
-class ThompsonConfig(Section):
-    """Thompson sampling for linear bandits: w* ~ N(0, prior_variance I), rewards with variance noise_variance."""
-
-    algorithm: Literal["thompson"] = "thompson"
-    prior_variance: Positive = 1.0
-    """lambda of the paper's section 2.3."""
-    noise_variance: Positive | None = None
-    """r; null takes the environment's own noise_std squared."""
-
-
-AlgorithmConfig = UniformConfig | OptimalConfig | EmpiricalMeanConfig | LinUCBConfig | ThompsonConfig
-
-
-@dataclass(frozen=True)
-class ContextComponent(Section):
-    """One algorithm of the context mixture Alg_0, with its relative weight."""
-
-    algorithm: AlgorithmConfig = field(metadata={"inline": True})
-    """Its keys stand beside `weight`, not in a mapping of their own."""
-    weight: NonNegative = 1.0
-    """Relative weight; a trajectory comes from one component, drawn with these weights."""
-
-
-# --- stages -----------------------------------------------------------------------------------------------------------
+from icrl.config.algorithms import (
+    AlgorithmConfig,
+    ContextComponent,
+    EmpiricalMeanConfig,
+    EpsilonGreedyConfig,
+    LinUCBConfig,
+    OptimalConfig,
+    PlainAlgorithmConfig,
+    PSRLConfig,
+    ThompsonConfig,
+    UCBConfig,
+    UCBVIConfig,
+    UniformConfig,
+)
+from icrl.config.environments import EnvironmentConfig, LinearBanditConfig
+from icrl.config.sections import (
+    AtLeast,
+    AtMost,
+    Count,
+    NonNegative,
+    Positive,
+    PositiveInt,
+    Problem,
+    Section,
+    Seed,
+    Size,
+    Trajectories,
+)
 
 
 def directory_problems(name: str, value: str | None) -> Iterator[Problem]:
@@ -243,8 +76,8 @@ class DatasetConfig(Section):
     """Trajectories for the validation log-loss."""
     test: Annotated[int, AtLeast(0), AtMost(10**10)] = 5_000
     """Trajectories held out for the test log-loss and generalisation error."""
-    materialise: tuple[Literal["theta", "action_set"], ...] = ()
-    """Regenerable arrays to store all the same."""
+    materialise: tuple[Literal["theta", "action_set", "means"], ...] = ()
+    """Regenerable arrays of a bandit to store all the same."""
     actors: Count | Literal["auto"] = "auto"
     """Ray actors that generate; auto: one per CPU, 0: in this process without Ray."""
 
@@ -391,8 +224,8 @@ class EvalConfig(Section):
     environments: Annotated[int, AtLeast(2), AtMost(10**6)] = 500
     seed: Seed = 12345
     """Key of the evaluation's environments, noise and action sampling."""
-    baselines: tuple[AlgorithmConfig, ...] = (LinUCBConfig(), ThompsonConfig(), EmpiricalMeanConfig(), UniformConfig())
-    """Algorithms beside the transformer; a bare name takes that algorithm's defaults."""
+    baselines: tuple[AlgorithmConfig, ...] | None = None
+    """Algorithms beside the transformer; a bare name takes its defaults; null: what suits the environment."""
     action: Literal["sample", "greedy"] = "sample"
     """How the transformer acts: sample from Alg_theta (the paper's definition) or its most likely action."""
     expect: ExpectConfig = ExpectConfig()
@@ -409,6 +242,18 @@ class RunConfig(Section):
         yield from directory_problems("dir", self.dir)
 
 
+_ALGORITHMS: tuple[PlainAlgorithmConfig, ...] = (
+    UniformConfig(),
+    OptimalConfig(),
+    EmpiricalMeanConfig(),
+    EpsilonGreedyConfig(),
+    UCBConfig(),
+    LinUCBConfig(),
+    ThompsonConfig(),
+    UCBVIConfig(),
+    PSRLConfig(),
+)
+
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
@@ -419,7 +264,7 @@ class Config(Section):
     name: str = "experiment"
     seed: Seed = 0
     storage: StorageConfig = StorageConfig()
-    environment: EnvironmentConfig = LinearBanditConfig()
+    environment: EnvironmentConfig = field(default_factory=LinearBanditConfig)
     context: tuple[ContextComponent, ...] = (ContextComponent(LinUCBConfig()),)
     expert: ExpertConfig = ExpertConfig()
     dataset: DatasetConfig = DatasetConfig()
@@ -441,6 +286,7 @@ class Config(Section):
         elif sum(component.weight for component in self.context) <= 0:
             weights = [component.weight for component in self.context]
             yield Problem("context", weights, "at least one weight above 0", "raise one of the weights")
+        yield from self._strangers()
         if self.train.global_batch > self.dataset.train:
             yield Problem(
                 "train.global_batch",
@@ -448,6 +294,30 @@ class Config(Section):
                 f"at most dataset.train ({self.dataset.train})",
                 "lower the batch or generate more trajectories",
             )
+
+    def _strangers(self) -> Iterator[Problem]:
+        """Algorithms that do not play in this kind of environment."""
+        kind = self.environment.kind
+        named = [(f"context[{i}]", component.algorithm) for i, component in enumerate(self.context)]
+        named += [(f"eval.baselines[{i}]", algorithm) for i, algorithm in enumerate(self.eval.baselines or ())]
+        for path, algorithm in named:
+            if kind not in algorithm.plays:
+                known = [c.algorithm for c in _ALGORITHMS if kind in c.plays]
+                yield Problem(
+                    f"{path}.algorithm", algorithm.algorithm, f"one that plays in {kind}: {', '.join(known)}, mixture"
+                )
+
+    def baselines(self) -> tuple[AlgorithmConfig, ...]:
+        """`eval.baselines`, or what suits the environment."""
+        if self.eval.baselines is not None:
+            return self.eval.baselines
+        match self.environment.kind:
+            case "linear_bandit":
+                return (LinUCBConfig(), ThompsonConfig(), EmpiricalMeanConfig(), UniformConfig())
+            case "bernoulli_bandit" | "gaussian_bandit":
+                return (UCBConfig(), ThompsonConfig(), EmpiricalMeanConfig(), UniformConfig())
+            case _:
+                return (UCBVIConfig(bonus=0.1), PSRLConfig(), UniformConfig())
 
     def teacher(self) -> AlgorithmConfig | None:
         """The algorithm that the transformer imitates, where the labels come from one algorithm alone."""

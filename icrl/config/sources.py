@@ -11,7 +11,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from icrl.config.schema import ConfigError, Problem
+from icrl.config.sections import ConfigError, Problem
 
 COMMAND_LINE = "command line"
 """The place of what was not written in a file."""

@@ -1,4 +1,5 @@
-"""Rollouts: compiled generation of the context's trajectories, and the general loop that plays any algorithm.
+"""Rollouts: generation of the context's trajectories, compiled where it matters, and the general loop that plays any
+algorithm.
 
 Algorithms know nothing of rollouts. Whatever is played, environment and noise of a trajectory depend on
 (seed, split, index) alone.
@@ -6,32 +7,27 @@ Algorithms know nothing of rollouts. Whatever is played, environment and noise o
 
 from __future__ import annotations
 
-from typing import assert_never
-
 import numpy as np
 import numpy.typing as npt
 
 from icrl import streams
-from icrl.algorithms import noise_variance
-from icrl.config.schema import (
+from icrl.config import (
     AlgorithmConfig,
     ContextComponent,
-    EmpiricalMeanConfig,
+    EnvironmentConfig,
+    GridWorldConfig,
     LinearBanditConfig,
-    LinUCBConfig,
-    OptimalConfig,
-    ThompsonConfig,
-    UniformConfig,
+    TabularMDPConfig,
 )
-from icrl.rollout import kernels, lanes
+from icrl.rollout import linear, looped
 from icrl.streams import Split, Stream
 from icrl.trajectory import TrajectoryBatch
 
-__all__ = ["generate"]
+__all__ = ["blank", "compiled", "generate"]
 
 
 def generate(
-    environment: LinearBanditConfig,
+    environment: EnvironmentConfig,
     context: tuple[ContextComponent, ...],
     seed: int,
     split: Split,
@@ -40,32 +36,44 @@ def generate(
     """The context's trajectories with these indices, B of them: one component each, drawn with the relative weights.
 
     A trajectory is a function of (environment, context, seed, split, its index): any order and any partition of the
-    indices gives the same bytes. Compiled, and holds no GIL: threads and processes may share the work.
+    indices gives the same bytes. Where it is compiled it holds no GIL: threads and processes may share the work.
     """
     index = streams.checked_indices(indices)
+    out = blank(environment, index, components(context, seed, split, index))
+    for number in np.unique(out.source):
+        rows = np.flatnonzero(out.source == number)
+        algorithm = context[number].algorithm
+        if isinstance(environment, LinearBanditConfig) and linear.plays(environment, algorithm):
+            linear.fill(environment, algorithm, seed, split, rows, out)
+        else:
+            looped.fill(environment, algorithm, seed, split, rows, out)
+    return out
+
+
+def compiled(environment: EnvironmentConfig, algorithm: AlgorithmConfig) -> bool:
+    """Whether there is a compiled rollout; others are played by the general loop, some hundred times slower."""
+    return isinstance(environment, LinearBanditConfig) and linear.plays(environment, algorithm)
+
+
+def blank(
+    environment: EnvironmentConfig, index: npt.NDArray[np.int64], source: npt.NDArray[np.uint8]
+) -> TrajectoryBatch:
+    """Arrays of the right shapes for these trajectories, yet to be filled."""
     B, T = index.size, environment.horizon
-    source = components(context, seed, split, index)
-    action, reward = np.empty((B, T), np.uint8), np.empty((B, T), np.float32)
-    optimal_action = np.empty(B, np.uint8)
-    key = np.array([*streams.key_words(seed), streams.tag_word(split, Stream(0), 0)], np.uint64)
-    workspace = lanes.workspace(environment.n_actions, environment.dim)
-    for number in np.unique(source):
-        rows = np.flatnonzero(source == number)
-        kind, parameters = _kernel_arguments(context[number].algorithm, environment)
-        kernels.rollout(
-            kind,
-            (None,) * environment.dim,
-            environment.n_actions,
-            parameters,
-            key,
-            index[rows],
-            rows,
-            workspace,
-            action,
-            reward,
-            optimal_action,
-        )
-    return TrajectoryBatch(index=index, action=action, reward=reward, optimal_action=optimal_action, source=source)
+    fresh = isinstance(environment, LinearBanditConfig) and environment.action_set == "fresh"
+    state = policy = None
+    if isinstance(environment, TabularMDPConfig | GridWorldConfig):
+        state = np.empty((B, T), np.uint8)
+        policy = np.empty((B, environment.episode_length, environment.n_states), np.uint8)
+    return TrajectoryBatch(
+        index=index,
+        action=np.empty((B, T), np.uint8),
+        reward=np.empty((B, T), np.float32),
+        source=source,
+        optimal_action=np.empty((B, T) if fresh or state is not None else B, np.uint8),
+        state=state,
+        optimal_policy=policy,
+    )
 
 
 def components(
@@ -76,29 +84,3 @@ def components(
     u = streams.uniforms(seed, split, Stream.MIXTURE, indices, 1)[:, 0]
     component: npt.NDArray[np.int64] = np.searchsorted(cumulative, u * cumulative[-1], side="right")
     return component.astype(np.uint8)
-
-
-def _kernel_arguments(
-    algorithm: AlgorithmConfig, environment: LinearBanditConfig
-) -> tuple[int, npt.NDArray[np.float32]]:
-    """The kernel's name for an algorithm, and (noise_std, 1 / sqrt(ridge), weight of the width, 1 / temperature)."""
-    scale, weight, sharpness = 1.0, 0.0, 1.0
-    match algorithm:
-        case UniformConfig():
-            kind = kernels.PLAY_UNIFORM
-        case OptimalConfig():
-            kind = kernels.PLAY_OPTIMAL
-        case EmpiricalMeanConfig():
-            kind = kernels.PLAY_EMPIRICAL_MEAN
-        case LinUCBConfig():
-            scale, weight = algorithm.ridge**-0.5, algorithm.confidence
-            if algorithm.temperature == 0:
-                kind = kernels.PLAY_LINUCB
-            else:
-                kind, sharpness = kernels.PLAY_SOFT_LINUCB, 1 / algorithm.temperature
-        case ThompsonConfig():
-            variance = noise_variance(algorithm, environment)
-            kind, scale, weight = kernels.PLAY_THOMPSON, (algorithm.prior_variance / variance) ** 0.5, variance**0.5
-        case _:
-            assert_never(algorithm)
-    return kind, np.array([environment.noise_std, scale, weight, sharpness], np.float32)

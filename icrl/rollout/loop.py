@@ -1,6 +1,6 @@
-"""The general loop: any `Algorithm` against the linear bandit, B interactions in lockstep.
+"""The general loop: any `Algorithm` in any environment, B interactions in lockstep.
 
-Shapes: B interactions, T rounds, d dim.
+Shapes: B interactions, T rounds.
 """
 
 from __future__ import annotations
@@ -11,12 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from icrl import envs, streams
-from icrl.algorithms import Algorithm, Draws
-from icrl.config.schema import LinearBanditConfig
-from icrl.streams import Split, Stream
-
-CHUNK = 64
-"""Rounds whose random numbers are drawn at once."""
+from icrl.algorithms import Algorithm, StreamDraws
+from icrl.config import EnvironmentConfig
+from icrl.streams import Split
 
 
 @dataclass(frozen=True)
@@ -28,36 +25,40 @@ class Play:
     reward: npt.NDArray[np.float32]
     """float32[B, T]."""
     suboptimality: npt.NDArray[np.float32]
-    """float32[B, T]: <a* - a_t, w*>, free of noise; its cumulative sum is the regret."""
+    """float32[B, T]: free of noise (`icrl.envs.Interaction`); its cumulative sum is the regret."""
+    optimal_action: npt.NDArray[np.uint8]
+    """uint8[B, T]: the best action of each round."""
+    state: npt.NDArray[np.uint8] | None
+    """uint8[B, T]: the state of each round, for MDPs."""
 
 
 def play(
-    environment: LinearBanditConfig, algorithm: Algorithm, seed: int, split: Split, indices: npt.NDArray[np.int64]
+    environment: EnvironmentConfig, algorithm: Algorithm, seed: int, split: Split, indices: npt.NDArray[np.int64]
 ) -> Play:
     """T rounds of `algorithm` in the environments of these indices.
 
-    Environments, reward noise (a function of index and round) and the algorithm's draws are those of
+    Environments, noise (a function of index and round) and the algorithm's draws are those of
     `icrl.rollout.generate`: all algorithms meet the same environments and the same noise.
     """
     index = streams.checked_indices(indices)
     batch = envs.sample(environment, seed, split, index)
-    B, T, d = index.size, environment.horizon, environment.dim
-    row = np.arange(B)
-    best = batch.means[row, batch.optimal_action]
+    interaction = envs.interact(environment, batch, seed, split)
+    B, T = index.size, environment.horizon
     action, reward = np.empty((B, T), np.uint8), np.empty((B, T), np.float32)
-    suboptimality = np.empty((B, T), np.float32)
+    suboptimality, optimal = np.empty((B, T), np.float32), np.empty((B, T), np.uint8)
+    state = np.empty((B, T), np.uint8) if isinstance(batch, envs.MDPBatch) else None
+    draws = StreamDraws(seed, split, index)
     algorithm.reset(batch)
-    for first in range(0, T, CHUNK):
-        count = min(CHUNK, T - first)
-        noise = streams.normals(seed, split, Stream.REWARD, index, count, start=first)
-        uniform = streams.uniforms(seed, split, Stream.ALGORITHM, index, count, start=first)
-        normal = streams.normals(seed, split, Stream.ALGORITHM, index, count * d, start=first * d)
-        normal = normal.reshape(B, count, d)
-        for t in range(count):
-            chosen = algorithm.act(Draws(uniform=uniform[:, t], normal=normal[:, t]))
-            seen = envs.rewards(environment, batch, chosen, noise[:, t])
-            algorithm.update(chosen, seen)
-            action[:, first + t] = chosen
-            reward[:, first + t] = seen
-            suboptimality[:, first + t] = best - batch.means[row, chosen]
-    return Play(action=action, reward=reward, suboptimality=suboptimality)
+    for t in range(T):
+        observation = interaction.observe()
+        if state is not None and observation is not None:
+            state[:, t] = observation
+        algorithm.observe(observation)
+        draws.round = t
+        chosen = algorithm.act(draws)
+        suboptimality[:, t] = interaction.suboptimality(chosen)
+        optimal[:, t] = interaction.optimal_action()
+        reward[:, t] = interaction.step(chosen)
+        algorithm.update(chosen, reward[:, t])
+        action[:, t] = chosen
+    return Play(action, reward, suboptimality, optimal, state)

@@ -7,12 +7,13 @@ A split is a Zarr v3 group of arrays that share axis 0 (the trajectory) and one 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from icrl.config import Config
+from icrl.config import BanditConfig, Config, GridWorldConfig, LinearBanditConfig, TabularMDPConfig
 
 CHUNK_BYTES = 1 << 20
 """Size of an inner chunk of the largest array: large enough that per-chunk costs vanish, small enough to shuffle."""
@@ -51,22 +52,40 @@ class ArraySpec:
 def arrays_for(config: Config) -> tuple[ArraySpec, ...]:
     """The arrays that a config stores, in the order in which they are written."""
     environment = config.environment
-    T, A, d = environment.horizon, environment.n_actions, environment.dim
+    T = environment.horizon
     u1, f4 = np.dtype("<u1"), np.dtype("<f4")
+    rounds = ("trajectory", "round")
+    mdp = isinstance(environment, TabularMDPConfig | GridWorldConfig)
+    every = mdp or (isinstance(environment, LinearBanditConfig) and environment.action_set == "fresh")
+    best = ArraySpec("optimal_action", u1, (), ("trajectory",), 255, "action with the largest mean reward, an index")
+    if every:
+        best = ArraySpec("optimal_action", u1, (T,), rounds, 255, "best action of the round, an index")
     specs = [
-        ArraySpec("action", u1, (T,), ("trajectory", "round"), 255, "action of the context algorithm, an index"),
-        ArraySpec("reward", f4, (T,), ("trajectory", "round"), math.nan, "observed reward, with noise"),
-        ArraySpec("optimal_action", u1, (), ("trajectory",), 255, "action with the largest mean reward, an index"),
+        ArraySpec("action", u1, (T,), rounds, 255, "action of the context algorithm, an index"),
+        ArraySpec("reward", f4, (T,), rounds, math.nan, "observed reward, with noise"),
+        best,
         ArraySpec("source", u1, (), ("trajectory",), 255, "component of the context mixture that acted, an index"),
     ]
-    if "theta" in config.dataset.materialise:
-        specs.append(
-            ArraySpec("theta", f4, (d,), ("trajectory", "feature"), math.nan, "parameter w* of the environment")
-        )
-    if "action_set" in config.dataset.materialise:
-        names = ("trajectory", "action", "feature")
-        specs.append(ArraySpec("action_set", f4, (A, d), names, math.nan, "features of each action"))
+    if isinstance(environment, TabularMDPConfig | GridWorldConfig):
+        H, S = environment.episode_length, environment.n_states
+        specs.append(ArraySpec("state", u1, (T,), rounds, 255, "state before the action, an index"))
+        names = ("trajectory", "step", "state_index")
+        specs.append(ArraySpec("optimal_policy", u1, (H, S), names, 255, "best action in each state, an index"))
+    else:
+        specs += _materialised(config, environment)
     return tuple(specs)
+
+
+def _materialised(config: Config, environment: BanditConfig) -> Iterator[ArraySpec]:
+    A, d, f4 = environment.n_actions, environment.dim, np.dtype("<f4")
+    if "theta" in config.dataset.materialise:
+        yield ArraySpec("theta", f4, (d,), ("trajectory", "feature"), math.nan, "parameter w* of the environment")
+    if "action_set" in config.dataset.materialise:
+        names = ("trajectory", "action_index", "feature")
+        yield ArraySpec("action_set", f4, (A, d), names, math.nan, "features of each action")
+    if "means" in config.dataset.materialise:
+        names_of_means = ("trajectory", "action_index")
+        yield ArraySpec("means", f4, (A,), names_of_means, math.nan, "expected reward of each action")
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,16 @@ import icrl.rollout
 from data_gen.generate import generate
 from data_gen.plan import plan
 from data_gen.worker import TrajectoryWorker, stored_arrays
-from icrl.config import Config, ContextComponent, LinUCBConfig, UniformConfig, override
-from icrl.config.schema import DatasetConfig, LinearBanditConfig, TrainConfig
+from icrl.config import (
+    Config,
+    ContextComponent,
+    DatasetConfig,
+    LinearBanditConfig,
+    LinUCBConfig,
+    TrainConfig,
+    UniformConfig,
+    override,
+)
 from icrl.files import locked
 from icrl.store import SPLITS, SplitReader, dataset_path, dataset_recipe, verify, withdraw
 from icrl.streams import Split

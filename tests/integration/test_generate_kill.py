@@ -9,8 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from icrl.config import Config, dump
-from icrl.config.schema import DatasetConfig, LinearBanditConfig, TrainConfig
+from icrl.config import Config, DatasetConfig, LinearBanditConfig, TrainConfig, dump
 from icrl.store import SPLITS, verify
 
 ROOT = Path(__file__).resolve().parents[2]

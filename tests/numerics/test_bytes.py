@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from icrl.config.schema import (
+from icrl.config import (
     ContextComponent,
     EmpiricalMeanConfig,
     LinearBanditConfig,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from icrl import envs
-from icrl.config.schema import (
+from icrl.config import (
     ContextComponent,
     EmpiricalMeanConfig,
     LinearBanditConfig,

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from icrl import algorithms, envs, streams
-from icrl.config.schema import (
+from icrl.config import (
     ContextComponent,
     EmpiricalMeanConfig,
     LinearBanditConfig,

@@ -5,8 +5,8 @@ import pytest
 from mabwiser.mab import MAB, LearningPolicy
 
 from icrl import algorithms, envs, streams
-from icrl.algorithms import Draws, LinUCB, Thompson
-from icrl.config.schema import (
+from icrl.algorithms import LinUCB, Thompson
+from icrl.config import (
     EmpiricalMeanConfig,
     LinearBanditConfig,
     LinUCBConfig,
@@ -15,6 +15,7 @@ from icrl.config.schema import (
     UniformConfig,
 )
 from icrl.streams import Split, Stream
+from tests.fixed_draws import FixedDraws
 
 ENVIRONMENT = LinearBanditConfig(dim=3, n_actions=6, horizon=40)
 CONFIGS = (
@@ -33,7 +34,7 @@ def environments(count, environment=ENVIRONMENT):
 
 def draws(count, t, d=3):
     indices = np.arange(count)
-    return Draws(
+    return FixedDraws(
         streams.uniforms(0, Split.TEST, Stream.ALGORITHM, indices, 1, start=t)[:, 0],
         streams.normals(0, Split.TEST, Stream.ALGORITHM, indices, d, start=t * d),
     )
@@ -110,7 +111,7 @@ def test_hard_linucb_is_one_hot_and_the_limit_of_soft():
 
 def test_ties_go_to_the_lowest_action():
     action_set = np.ones((1, 3, 2), np.float32)
-    batch = envs.LinearBanditBatch(
+    batch = envs.BanditBatch(
         np.array([0]), np.ones((1, 2), np.float32), action_set, np.full((1, 3), 2, np.float32), np.array([0], np.uint8)
     )
     environment = LinearBanditConfig(dim=2, n_actions=3)
@@ -154,7 +155,7 @@ def test_thompson_posterior_against_mabwiser():
     w, gram = ridge_by_solve(contexts[action[:, 0]], reward[:, 0].astype(np.float64), r / 1.62)
     exact_mean = contexts @ w
     exact_variance = r * np.sum(contexts.T * np.linalg.solve(gram, contexts.T), axis=0)
-    z = draws(count, 12).normal
+    z = draws(count, 12).normals(3)
     mine = ours._posterior.means() + np.sqrt(r) * np.einsum("bad,bd->ba", ours._posterior.factors(), z)
     np.testing.assert_allclose(ours._posterior.means()[0], exact_mean, atol=1e-12)
     for sampled in (mine, theirs):

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 import icrl.envs
-from icrl.config import Config, override
-from icrl.config.schema import DatasetConfig, LinearBanditConfig, TrainConfig
+from icrl.config import Config, DatasetConfig, LinearBanditConfig, TrainConfig, override
 from icrl.store import SplitReader, arrays_for, geometry_for, initialise, write_shard
 from icrl.streams import Split
 from train.dataset import TrajectoryStream, batches_in_order

@@ -8,6 +8,7 @@ from icrl.config import (
     ConfigError,
     ContextComponent,
     EmpiricalMeanConfig,
+    EvalConfig,
     LinearBanditConfig,
     LinUCBConfig,
     OptimalConfig,
@@ -15,7 +16,6 @@ from icrl.config import (
     UniformConfig,
     override,
 )
-from icrl.config.schema import EvalConfig
 
 
 def config(teacher, *baselines, **environment):

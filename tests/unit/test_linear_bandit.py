@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from icrl import envs
-from icrl.config.schema import LinearBanditConfig
+from icrl.config import LinearBanditConfig
 from icrl.streams import Split
 
 ENVIRONMENT = LinearBanditConfig(dim=3, n_actions=4, horizon=6)
@@ -49,6 +49,6 @@ def test_an_environment_is_a_function_of_its_index(split):
 def test_reward_is_mean_plus_scaled_noise():
     batch = envs.sample(ENVIRONMENT, 0, Split.TRAIN, np.arange(3))
     noise = np.array([0.0, 1.0, -2.0], np.float32)
-    got = envs.rewards(ENVIRONMENT, batch, np.array([0, 3, 1]), noise)
+    got = envs.rewards(ENVIRONMENT, batch.means, np.array([0, 3, 1]), noise)
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, batch.means[[0, 1, 2], [0, 3, 1]] + 1.5 * noise, atol=1e-6)

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from icrl.algorithms import Draws
 from icrl.config import LinearBanditConfig, ModelConfig
 from icrl.envs import rewards, sample
 from icrl.model import Transformer
 from icrl.policy import TransformerPolicy
 from icrl.streams import Split
+from tests.fixed_draws import FixedDraws
 
 CONFIG = LinearBanditConfig(dim=2, n_actions=4, horizon=6)
 
@@ -31,9 +31,9 @@ def rollout(policy, batch, seed=0):
     policy.reset(batch)
     for _ in range(CONFIG.horizon):
         probabilities.append(policy.probabilities())
-        actions.append(policy.act(Draws(rng.random(batch.index.size, dtype=np.float32), np.zeros((1, 1), np.float32))))
+        actions.append(policy.act(FixedDraws(rng.random(batch.index.size, dtype=np.float32))))
         noise = rng.standard_normal(batch.index.size, dtype=np.float32)
-        received.append(rewards(CONFIG, batch, actions[-1], noise))
+        received.append(rewards(CONFIG, batch.means, actions[-1], noise))
         policy.update(actions[-1], received[-1])
     return np.stack(probabilities, 1), np.stack(actions, 1), np.stack(received, 1)
 
@@ -76,11 +76,11 @@ def test_actions_are_drawn_from_the_probabilities():
     policy.reset(sample(CONFIG, 9, Split.EVAL, np.zeros(4000, np.int64)))
     probabilities = policy.probabilities()
     uniform = ((np.arange(4000) + 0.5) / 4000).astype(np.float32)
-    counts = np.bincount(policy.act(Draws(uniform, np.zeros((1, 1), np.float32))), minlength=4)
+    counts = np.bincount(policy.act(FixedDraws(uniform)), minlength=4)
     np.testing.assert_allclose(counts / 4000, probabilities[0], atol=1e-3)
     greedy = TransformerPolicy(build(), "greedy")
     greedy.reset(environments())
-    draws = Draws(np.full(7, 0.999, np.float32), np.zeros((1, 1), np.float32))
+    draws = FixedDraws(np.full(7, 0.999, np.float32))
     np.testing.assert_array_equal(greedy.act(draws), greedy.probabilities().argmax(1))
 
 

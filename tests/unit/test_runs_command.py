@@ -13,8 +13,8 @@ from typer.testing import CliRunner, Result
 from cluster.__main__ import app
 from cluster.board import entries, refresh, remote_host, tunnel
 from cluster.runs import find, named, remove
-from icrl.board import Board, choose_hparams
 from cluster.sweep_state import SweepDirectory
+from icrl.board import Board, choose_hparams
 from icrl.config import load
 from icrl.files import write_json
 from icrl.run_dir import RunDirectory

@@ -11,8 +11,17 @@ import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.core.buffer import default_buffer_prototype
 
-from icrl.config import Config, ContextComponent, ThompsonConfig, UniformConfig, override
-from icrl.config.schema import DatasetConfig, ExpertConfig, LinearBanditConfig, TrainConfig
+from icrl.config import (
+    Config,
+    ContextComponent,
+    DatasetConfig,
+    ExpertConfig,
+    LinearBanditConfig,
+    ThompsonConfig,
+    TrainConfig,
+    UniformConfig,
+    override,
+)
 from icrl.store import (
     SPLITS,
     Geometry,
@@ -89,7 +98,7 @@ def test_zarr_python_reads_identical_values_and_names(config, dataset):
         assert group.attrs["provenance"] == {"commit": "abc"}
         for name in ARRAYS:
             np.testing.assert_array_equal(group[name][:], expected[name], strict=True)
-        assert group["action_set"].metadata.dimension_names == ("trajectory", "action", "feature")
+        assert group["action_set"].metadata.dimension_names == ("trajectory", "action_index", "feature")
 
 
 @pytest.mark.parametrize("n", [1, 256, 700, 1024, 1100])
