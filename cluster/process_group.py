@@ -43,15 +43,8 @@ class _MeetingBackend(_TorchBackend):
         worker_group.execute(_set_torch_distributed_env_vars)
         # a name of its own for every start: what a killed group left in a file would confuse the next
         place = Path(backend_config.meeting) / f"store-{secrets.token_hex(4)}"
-        arguments = {
-            "backend": backend_config.backend,
-            "store": str(place),
-            "world_size": len(worker_group),
-            "timeout_s": backend_config.timeout_s,
-        }
-        started = [
-            worker_group.execute_single_async(rank, _join, rank=rank, **arguments) for rank in range(len(worker_group))
-        ]
+        shared = (backend_config.backend, str(place), len(worker_group), backend_config.timeout_s)
+        started = [worker_group.execute_single_async(rank, _join, rank, *shared) for rank in range(len(worker_group))]
         ray.get(started)
 
 
@@ -62,7 +55,7 @@ def _node() -> str:
     return node
 
 
-def _join(backend: str, store: str, rank: int, world_size: int, timeout_s: int) -> None:
+def _join(rank: int, backend: str, store: str, world_size: int, timeout_s: int) -> None:
     import torch.distributed as dist
 
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
