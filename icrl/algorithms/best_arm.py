@@ -19,8 +19,8 @@ from scipy import special
 
 Float64Array = npt.NDArray[np.float64]
 
-ERROR = 1e-10
-"""Largest absolute error of a probability (measured: 2e-14 up to N = 200, see the tests)."""
+ERROR = 1e-8
+"""Largest absolute error of a probability (measured: 2e-13 up to N = 1000, 2e-9 at N = 100,000)."""
 
 _ROWS_KEPT = 2**14
 _TOGETHER = 64
@@ -74,8 +74,7 @@ class BestBeta:
     def _start(self, n: int) -> None:
         self._n = n
         self._row_of: dict[int, int] = {}
-        self._density = np.empty((0, n))
-        self._distribution = np.empty((0, n))
+        self._density, self._distribution = np.empty((64, n)), np.empty((64, n))
 
     def _rows(self, a: Float64Array, b: Float64Array) -> npt.NDArray[np.int64]:
         """int64[B, A]: the rows of density and distribution function of each pair, filled in where they are new."""
@@ -83,20 +82,29 @@ class BestBeta:
         keys = pairs.tolist()
         if len(self._row_of) + len(keys) > _ROWS_KEPT:
             self._start(self._n)
+        known = len(self._row_of)
         new = np.array([key for key in keys if key not in self._row_of], np.int64)
         if new.size:
-            self._row_of.update(
-                zip(new.tolist(), range(len(self._density), len(self._density) + new.size), strict=True)
-            )
-            density, distribution = _beta(new >> 32, new & 0xFFFFFFFF, _legendre(self._n)[0])
-            self._density = np.concatenate([self._density, density])
-            self._distribution = np.concatenate([self._distribution, distribution])
-        rows = np.array([self._row_of[key] for key in keys])
-        return rows[place].reshape(a.shape)
+            needed = known + new.size
+            if needed > len(self._density):
+                more = np.empty((max(needed, 2 * len(self._density)) - known, self._n))
+                self._density = np.concatenate([self._density[:known], more])
+                self._distribution = np.concatenate([self._distribution[:known], more])
+            self._row_of.update(zip(new.tolist(), range(known, needed), strict=True))
+            rows = slice(known, needed)
+            self._density[rows], self._distribution[rows] = _beta(new >> 32, new & 0xFFFFFFFF, *_legendre(self._n))
+        at = np.array([self._row_of[key] for key in keys])
+        return at[place].reshape(a.shape)
 
 
-def _beta(a: npt.NDArray[np.int64], b: npt.NDArray[np.int64], x: Float64Array) -> tuple[Float64Array, Float64Array]:
-    """Density and distribution function float64[U, n] of Beta(a, b) at x float64[n], for a and b int64[U]."""
+def _beta(
+    a: npt.NDArray[np.int64], b: npt.NDArray[np.int64], x: Float64Array, weight: Float64Array
+) -> tuple[Float64Array, Float64Array]:
+    """Density and distribution function float64[U, n] of Beta(a, b) at nodes x float64[n], for a and b int64[U].
+
+    The density's constant is chosen so that its own quadrature is 1: without the rounding of a large log-beta.
+    """
     a, b = a[:, None], b[:, None]
-    density = np.exp(special.xlogy(a - 1, x) + special.xlog1py(b - 1, -x) - special.betaln(a, b))
-    return density, special.betainc(a, b, x)
+    log_density = special.xlogy(a - 1, x) + special.xlog1py(b - 1, -x)
+    density = np.exp(log_density - log_density.max(axis=1, keepdims=True))
+    return density / (density @ weight)[:, None], special.betainc(a, b, x)
