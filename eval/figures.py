@@ -26,6 +26,9 @@ STEM = "regret"
 _LEFT, _BETWEEN = 0.05, 0.05
 """Fractions of the width, left of the first panel and of the second one's axis."""
 
+_LONGEST = 34
+"""Characters of a name in the figure; the CSV has all of it."""
+
 _COLOURS = {"transformer": "#D55E00", "teacher": "#0072B2"}
 _UNIFORM = "#767676"
 _DASHES: tuple[tuple[int, tuple[float, ...]], ...] = (
@@ -185,7 +188,10 @@ def _label_ends(axes: Axes, lines: list[_Line], gap: float = 0.062) -> None:
 
 
 def _label(line: _Line) -> str:
-    return f"{line.name} (teacher)" if line.role == "teacher" else line.name
+    """The curve's name, cut where it would leave the panels no room."""
+    suffix = " (teacher)" if line.role == "teacher" else ""
+    room = _LONGEST - len(suffix)
+    return (line.name if len(line.name) <= room else f"{line.name[: room - 1]}…") + suffix
 
 
 def _spread(heights: list[float], gap: float) -> list[float]:
