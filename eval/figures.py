@@ -190,8 +190,11 @@ def _label_ends(axes: Axes, lines: list[_Line], gap: float = 0.062) -> None:
 def _label(line: _Line) -> str:
     """The curve's name, cut where it would leave the panels no room."""
     suffix = " (teacher)" if line.role == "teacher" else ""
-    room = _LONGEST - len(suffix)
-    return (line.name if len(line.name) <= room else f"{line.name[: room - 1]}…") + suffix
+    return _short(line.name, _LONGEST - len(suffix)) + suffix
+
+
+def _short(name: str, room: int = _LONGEST) -> str:
+    return name if len(name) <= room else f"{name[: room - 1]}…"
 
 
 def _spread(heights: list[float], gap: float) -> list[float]:
@@ -221,7 +224,7 @@ def _headline(results: Results) -> tuple[str, str]:
     if results.teacher is not None and results.teacher_ratio is not None:
         return (
             "Does the transformer do as well in context as the algorithm it imitates?",
-            f"Transformer: {regret}, {_times(results.teacher_ratio)} that of its teacher, {results.teacher}",
+            f"Transformer: {regret}, {_times(results.teacher_ratio)} that of its teacher, {_short(results.teacher)}",
         )
     answer = "" if results.uniform_ratio is None else f", {_times(results.uniform_ratio)} that of uniform play"
     return "Does the transformer learn in context?", f"Transformer: {regret}{answer}"

@@ -31,7 +31,8 @@ class EpsilonGreedy(Algorithm):
     def probabilities(self) -> npt.NDArray[np.float64]:
         mean = self._tallies.means()
         A, epsilon = mean.shape[1], self.config.epsilon
-        return epsilon / A + (1 - epsilon) * one_hot(largest(mean), A)
+        probabilities: npt.NDArray[np.float64] = epsilon / A + (1 - epsilon) * one_hot(largest(mean), A)
+        return probabilities
 
     def act(self, draws: Draws) -> npt.NDArray[np.int64]:
         """One uniform u decides all: below epsilon it explores, with action floor(u A / epsilon)."""

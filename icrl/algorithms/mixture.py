@@ -34,7 +34,8 @@ class Mixture(Algorithm):
     @property
     def weights(self) -> npt.NDArray[np.float64]:
         """float64[C]: of the components whose weight is above 0, summing to 1."""
-        return np.diff(self._cumulative, prepend=0.0) / self._cumulative[-1]
+        weights: npt.NDArray[np.float64] = np.diff(self._cumulative, prepend=0.0) / self._cumulative[-1]
+        return weights
 
     def reset(self, environments: Batch) -> None:
         self._row = np.arange(len(environments.index))

@@ -179,8 +179,7 @@ def select_beta_thompson(S: Rows, n_actions: int, t: int, k0: Word, k1: Word, ta
     drawn = table(n_actions, MEAN)  # not used otherwise
     for a in range(n_actions):
         at = row(a)
-        cell = U(t * n_actions + a)
-        uniform_rows(S, DRAWS, cell, k0, k1, tag, index)
+        uniform_rows(S, DRAWS, t * n_actions + a, k0, k1, tag, index)
         for w in range(W):
             first, second = normal_pair(S[z0 + w], S[z1 + w])
             S[z0 + w] = first
@@ -198,7 +197,7 @@ def select_beta_thompson(S: Rows, n_actions: int, t: int, k0: Word, k1: Word, ta
                     S[z1 + w],
                     S[u0 + w],
                     S[u1 + w],
-                    cell,
+                    U(t * n_actions + a),
                     tag,
                     index[w],
                     index[W + w],

@@ -45,11 +45,12 @@ def fill(
     """Play these rows of `out` and fill in action, reward and optimal action."""
     key = np.array([*streams.key_words(seed), streams.tag_word(split, Stream(0), 0)], np.uint64)
     call = _kernel_arguments(algorithm, environment)
-    gaussian = isinstance(environment, GaussianBanditConfig)
-    stds = (environment.prior_std, environment.noise_std) if gaussian else (0.0, 0.0)
+    law, stds = arm_kernels.BERNOULLI, (0.0, 0.0)
+    if isinstance(environment, GaussianBanditConfig):
+        law, stds = arm_kernels.GAUSSIAN, (environment.prior_std, environment.noise_std)
     arm_kernels.rollout(
         call.kind,
-        arm_kernels.GAUSSIAN if gaussian else arm_kernels.BERNOULLI,
+        law,
         environment.n_actions,
         np.array([*stds, call.ridge, call.weight, *call.exploration], np.float32),
         call.confidence,
