@@ -1,6 +1,7 @@
-"""The loops that the compiled kernels are measured against: LinUCB, one interaction at a time.
+"""The loops that the compiled kernels are measured against, one interaction at a time.
 
-Both play the same actions as the kernels and are handed their environment and noise, which the kernels draw themselves.
+They are handed their environment and noise, which the kernels draw themselves, and but for Thompson sampling, whose
+draws are its own, they play the same actions as the kernels.
 
 Shapes: T rounds, A actions, d dim.
 """
@@ -56,4 +57,44 @@ def incremental(
         gram += np.outer(a, a)
         right[:, A] += (means[j] + noise[t]) * a
         actions.append(j)
+    return actions
+
+
+def uniform(means: Float64Array, noise: Float64Array, u: Float64Array) -> list[int]:
+    """Uniform play of a Bernoulli bandit: action floor(u A), a reward where the noise is below the action's mean.
+
+    means float64[A], noise and u float64[T] on [0, 1) -> the T actions.
+    """
+    actions: list[int] = []
+    rewards = np.empty(len(noise))
+    for t in range(len(noise)):
+        j = int(u[t] * len(means))
+        actions.append(j)
+        rewards[t] = noise[t] < means[j]
+    return actions
+
+
+def ucb(means: Float64Array, noise: Float64Array, bonus: float) -> list[int]:
+    """The shrunk index from running sums, for all actions of a Bernoulli bandit at once."""
+    total, count = np.zeros(len(means)), np.ones(len(means))  # 1 + N_a
+    actions: list[int] = []
+    for t in range(len(noise)):
+        j = int(np.argmax(total / count + bonus / np.sqrt(count)))
+        actions.append(j)
+        total[j] += noise[t] < means[j]
+        count[j] += 1
+    return actions
+
+
+def beta_thompson(means: Float64Array, noise: Float64Array, rng: np.random.Generator) -> list[int]:
+    """Thompson sampling of a Bernoulli bandit, one `Generator.beta` a round for all actions."""
+    a, b = np.ones(len(means)), np.ones(len(means))
+    actions: list[int] = []
+    for t in range(len(noise)):
+        j = int(np.argmax(rng.beta(a, b)))
+        actions.append(j)
+        if noise[t] < means[j]:
+            a[j] += 1
+        else:
+            b[j] += 1
     return actions

@@ -26,6 +26,9 @@ STEM = "regret"
 _LEFT, _BETWEEN = 0.05, 0.05
 """Fractions of the width, left of the first panel and of the second one's axis."""
 
+_LONGEST = 34
+"""Characters of a name in the figure; the CSV has all of it."""
+
 _COLOURS = {"transformer": "#D55E00", "teacher": "#0072B2"}
 _UNIFORM = "#767676"
 _DASHES: tuple[tuple[int, tuple[float, ...]], ...] = (
@@ -185,7 +188,13 @@ def _label_ends(axes: Axes, lines: list[_Line], gap: float = 0.062) -> None:
 
 
 def _label(line: _Line) -> str:
-    return f"{line.name} (teacher)" if line.role == "teacher" else line.name
+    """The curve's name, cut where it would leave the panels no room."""
+    suffix = " (teacher)" if line.role == "teacher" else ""
+    return _short(line.name, _LONGEST - len(suffix)) + suffix
+
+
+def _short(name: str, room: int = _LONGEST) -> str:
+    return name if len(name) <= room else f"{name[: room - 1]}…"
 
 
 def _spread(heights: list[float], gap: float) -> list[float]:
@@ -215,7 +224,7 @@ def _headline(results: Results) -> tuple[str, str]:
     if results.teacher is not None and results.teacher_ratio is not None:
         return (
             "Does the transformer do as well in context as the algorithm it imitates?",
-            f"Transformer: {regret}, {_times(results.teacher_ratio)} that of its teacher, {results.teacher}",
+            f"Transformer: {regret}, {_times(results.teacher_ratio)} that of its teacher, {_short(results.teacher)}",
         )
     answer = "" if results.uniform_ratio is None else f", {_times(results.uniform_ratio)} that of uniform play"
     return "Does the transformer learn in context?", f"Transformer: {regret}{answer}"

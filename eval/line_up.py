@@ -9,9 +9,12 @@ from typing import Any, Literal
 from icrl.algorithms import build
 from icrl.config import (
     AlgorithmConfig,
+    BernoulliBanditConfig,
     Config,
     ConfigError,
     EnvironmentConfig,
+    MixtureComponent,
+    MixtureConfig,
     OptimalConfig,
     Problem,
     ThompsonConfig,
@@ -62,7 +65,8 @@ def line_up(config: Config) -> tuple[Entrant, ...]:
     """The transformer first, then the teacher, the baselines in their order, then references that are not yet there.
 
     Two configs that play alike are one entrant, under the earlier role. The name is the algorithm's; where several
-    configs of one algorithm meet, the keys in which they differ follow it (`linucb-confidence0.5`).
+    configs of one algorithm meet, the keys in which they differ follow it (`linucb-confidence0.5`), and of mixtures
+    the components (`mixture-thompson+0.5uniform`).
     """
     teacher = config.teacher()
     wanted: list[tuple[Role, AlgorithmConfig]] = [] if teacher is None else [("teacher", teacher)]
@@ -77,6 +81,8 @@ def line_up(config: Config) -> tuple[Entrant, ...]:
 
 def _canonical(algorithm: AlgorithmConfig, environment: EnvironmentConfig) -> AlgorithmConfig:
     """The config with what it leaves to the environment filled in, so that configs that play alike are equal."""
+    if isinstance(algorithm, ThompsonConfig) and isinstance(environment, BernoulliBanditConfig):
+        return ThompsonConfig()  # its Beta posterior has neither variance
     if isinstance(algorithm, ThompsonConfig) and algorithm.noise_variance is None:
         std = getattr(environment, "noise_std", 0.0)
         return dataclasses.replace(algorithm, noise_variance=std**2) if std > 0 else algorithm
@@ -87,7 +93,17 @@ def _name(algorithm: AlgorithmConfig, among: list[AlgorithmConfig]) -> str:
     rivals = [to_dict(other) for other in among if other.algorithm == algorithm.algorithm]
     own = to_dict(algorithm)
     differing = [key for key in own if any(rival[key] != own[key] for rival in rivals)]
+    if isinstance(algorithm, MixtureConfig) and differing:
+        return f"{algorithm.algorithm}-" + "+".join(_component(component) for component in algorithm.components)
     return "-".join([algorithm.algorithm, *(f"{key}{_text(own[key])}" for key in differing)])
+
+
+def _component(component: MixtureComponent) -> str:
+    """`0.5epsilon_greedy-epsilon0.2`: the weight unless it is 1, and the keys that are not the algorithm's defaults."""
+    own, defaults = to_dict(component.algorithm), to_dict(type(component.algorithm)())
+    weight = "" if component.weight == 1 else _text(component.weight)
+    keys = [f"{key}{_text(value)}" for key, value in own.items() if value != defaults[key]]
+    return "-".join([f"{weight}{component.algorithm.algorithm}", *keys])
 
 
 def _text(value: Any) -> str:

@@ -76,14 +76,32 @@ def gamma_retry(shape: Real, first: int, cell: Word, tag: Word, low: Word, high:
 
 
 @njit(cache=True, error_model="numpy")
-def beta_draw(a: Real, b: Real, cell: Word, tag: Word, low: Word, high: Word, k0: Word, k1: Word) -> Real:
-    """Beta(a, b), a and b >= 1: G_a / (G_a + G_b); attempt 0 serves both, then odd ones serve a and even ones b."""
-    w0, w1, w2, w3 = philox(cell, tag, low, high, k0, k1)
-    z0, z1 = normal_pair(unit(w0), unit(w1))
-    u0, u1 = unit(w2), unit(w3)
+def beta_finish(
+    a: Real,
+    b: Real,
+    z0: Real,
+    z1: Real,
+    u0: Real,
+    u1: Real,
+    cell: Word,
+    tag: Word,
+    low: Word,
+    high: Word,
+    k0: Word,
+    k1: Word,
+) -> Real:
+    """Beta(a, b) from the normals and uniforms of attempt 0, which serves both; then odd ones serve a, even ones b."""
     x = candidate(a, z0) if accepted(a, z0, u0) else gamma_retry(a, 1, cell, tag, low, high, k0, k1)
     y = candidate(b, z1) if accepted(b, z1, u1) else gamma_retry(b, 2, cell, tag, low, high, k0, k1)
     return x / (x + y)
+
+
+@njit(cache=True)
+def beta_draw(a: Real, b: Real, cell: Word, tag: Word, low: Word, high: Word, k0: Word, k1: Word) -> Real:
+    """Beta(a, b), a and b >= 1: G_a / (G_a + G_b)."""
+    w0, w1, w2, w3 = philox(cell, tag, low, high, k0, k1)
+    z0, z1 = normal_pair(unit(w0), unit(w1))
+    return beta_finish(a, b, z0, z1, unit(w2), unit(w3), cell, tag, low, high, k0, k1)
 
 
 @njit(cache=True, nogil=True)

@@ -6,26 +6,38 @@ They know environments and draw no random numbers of their own; rollouts hand th
 from __future__ import annotations
 
 from icrl.algorithms.base import Algorithm, Draws, StreamDraws, choose, largest, one_hot
+from icrl.algorithms.beta_thompson import BetaThompson
 from icrl.algorithms.empirical_mean import EmpiricalMean
+from icrl.algorithms.epsilon_greedy import EpsilonGreedy
 from icrl.algorithms.linucb import LinUCB
+from icrl.algorithms.mixture import Mixture
 from icrl.algorithms.optimal import Optimal
 from icrl.algorithms.thompson import Thompson, noise_variance
+from icrl.algorithms.ucb import UCB
 from icrl.algorithms.uniform import Uniform
 from icrl.config import (
     AlgorithmConfig,
+    BernoulliBanditConfig,
     EmpiricalMeanConfig,
     EnvironmentConfig,
+    EpsilonGreedyConfig,
     LinUCBConfig,
+    MixtureConfig,
     OptimalConfig,
     ThompsonConfig,
+    UCBConfig,
     UniformConfig,
 )
 
 __all__ = [
+    "UCB",
     "Algorithm",
+    "BetaThompson",
     "Draws",
     "EmpiricalMean",
+    "EpsilonGreedy",
     "LinUCB",
+    "Mixture",
     "Optimal",
     "StreamDraws",
     "Thompson",
@@ -47,9 +59,16 @@ def build(config: AlgorithmConfig, environment: EnvironmentConfig) -> Algorithm:
             return Optimal(config)
         case EmpiricalMeanConfig():
             return EmpiricalMean(config)
+        case EpsilonGreedyConfig():
+            return EpsilonGreedy(config)
+        case UCBConfig():
+            return UCB(config)
         case LinUCBConfig():
             return LinUCB(config)
         case ThompsonConfig():
-            return Thompson(config, environment)
+            beta = isinstance(environment, BernoulliBanditConfig)
+            return BetaThompson(config) if beta else Thompson(config, environment)
+        case MixtureConfig():
+            return Mixture(config, [build(component.algorithm, environment) for component in config.components])
         case _:
             raise ValueError(f"algorithm = {config.algorithm}: not in this version")

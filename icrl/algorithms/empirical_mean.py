@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from icrl.algorithms.base import Algorithm, Draws, largest, one_hot
+from icrl.algorithms.tallies import Tallies
 from icrl.config import EmpiricalMeanConfig
-from icrl.envs import BanditBatch, Batch
+from icrl.envs import Batch
 
 
 class EmpiricalMean(Algorithm):
@@ -22,23 +23,14 @@ class EmpiricalMean(Algorithm):
         self.config = config
 
     def reset(self, environments: Batch) -> None:
-        assert isinstance(environments, BanditBatch)
-        self._sum = np.zeros(environments.means.shape)
-        self._count = np.zeros(environments.means.shape, np.int64)
-        self._n_actions = environments.means.shape[1]
-        self._row = np.arange(len(environments.means))
-
-    def _greedy(self) -> npt.NDArray[np.int64]:
-        mean = np.full(self._sum.shape, np.inf)
-        np.divide(self._sum, self._count, out=mean, where=self._count > 0)
-        return largest(mean)
+        self._tallies = Tallies(environments)
 
     def probabilities(self) -> npt.NDArray[np.float64]:
-        return one_hot(self._greedy(), self._n_actions)
+        mean = self._tallies.means()
+        return one_hot(largest(mean), mean.shape[1])
 
     def act(self, draws: Draws) -> npt.NDArray[np.int64]:
-        return self._greedy()
+        return largest(self._tallies.means())
 
     def update(self, action: npt.NDArray[np.int64], reward: npt.NDArray[np.float32]) -> None:
-        self._sum[self._row, action] += reward
-        self._count[self._row, action] += 1
+        self._tallies.update(action, reward)

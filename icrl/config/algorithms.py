@@ -78,8 +78,8 @@ class EpsilonGreedyConfig(Section):
 class UCBConfig(Section):
     """Upper confidence bounds of a multi-armed bandit; N_a plays of action a with mean reward m_a and sum s_a.
 
-    ucb1: m_a + bonus sqrt(2 log t / N_a), each action once first. shrunk: s_a / (1 + N_a) + bonus / sqrt(1 + N_a), the
-    index that the paper's figures were made with (LinUCB with ridge 1 on unit vectors).
+    ucb1: m_a + bonus sqrt(2 log n / N_a) after n plays, each action once first. shrunk: s_a / (1 + N_a) + bonus /
+    sqrt(1 + N_a), the index that the paper's figures were made with (LinUCB with ridge 1 on unit vectors).
     """
 
     algorithm: Literal["ucb"] = "ucb"

@@ -13,13 +13,15 @@ import numpy.typing as npt
 from icrl import streams
 from icrl.config import (
     AlgorithmConfig,
+    BernoulliBanditConfig,
     ContextComponent,
     EnvironmentConfig,
+    GaussianBanditConfig,
     GridWorldConfig,
     LinearBanditConfig,
     TabularMDPConfig,
 )
-from icrl.rollout import linear, looped
+from icrl.rollout import arms, linear, looped
 from icrl.streams import Split, Stream
 from icrl.trajectory import TrajectoryBatch
 
@@ -45,6 +47,8 @@ def generate(
         algorithm = context[number].algorithm
         if isinstance(environment, LinearBanditConfig) and linear.plays(environment, algorithm):
             linear.fill(environment, algorithm, seed, split, rows, out)
+        elif isinstance(environment, BernoulliBanditConfig | GaussianBanditConfig) and arms.plays(algorithm):
+            arms.fill(environment, algorithm, seed, split, rows, out)
         else:
             looped.fill(environment, algorithm, seed, split, rows, out)
     return out
@@ -52,7 +56,9 @@ def generate(
 
 def compiled(environment: EnvironmentConfig, algorithm: AlgorithmConfig) -> bool:
     """Whether there is a compiled rollout; others are played by the general loop, some hundred times slower."""
-    return isinstance(environment, LinearBanditConfig) and linear.plays(environment, algorithm)
+    if isinstance(environment, LinearBanditConfig):
+        return linear.plays(environment, algorithm)
+    return isinstance(environment, BernoulliBanditConfig | GaussianBanditConfig) and arms.plays(algorithm)
 
 
 def blank(

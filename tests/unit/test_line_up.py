@@ -4,13 +4,17 @@ import pytest
 
 from eval.line_up import check, line_up
 from icrl.config import (
+    BernoulliBanditConfig,
     Config,
     ConfigError,
     ContextComponent,
     EmpiricalMeanConfig,
+    EpsilonGreedyConfig,
     EvalConfig,
     LinearBanditConfig,
     LinUCBConfig,
+    MixtureComponent,
+    MixtureConfig,
     OptimalConfig,
     ThompsonConfig,
     UniformConfig,
@@ -52,6 +56,20 @@ def test_references_are_there_unasked():
     assert roles(config(OptimalConfig(), EmpiricalMeanConfig()))["optimal"] == "teacher"
 
 
+def test_thompson_sampling_of_a_bernoulli_bandit_has_no_variances():
+    experiment = Config(
+        environment=BernoulliBanditConfig(),
+        context=(ContextComponent(ThompsonConfig(prior_variance=2.0)),),
+        eval=EvalConfig(baselines=(ThompsonConfig(), ThompsonConfig(noise_variance=1.0))),
+    )
+    assert roles(experiment) == {
+        "transformer": "transformer",
+        "thompson": "teacher",
+        "uniform": "reference",
+        "optimal": "reference",
+    }
+
+
 def test_configs_of_one_algorithm_are_told_apart_by_what_differs():
     experiment = config(LinUCBConfig(), LinUCBConfig(confidence=0.5), LinUCBConfig(confidence=1), EmpiricalMeanConfig())
     assert list(roles(experiment))[1:4] == ["linucb-confidence2", "linucb-confidence0.5", "linucb-confidence1"]
@@ -65,6 +83,19 @@ def test_configs_that_play_alike_are_one():
     assert [n for n in roles(experiment) if n.startswith("thompson")] == [
         "thompson-noise_variance2.25",
         "thompson-noise_variance1",
+    ]
+
+
+def test_mixtures_are_told_apart_by_their_components():
+    def mixture(*components):
+        return MixtureConfig(components=tuple(MixtureComponent(*component) for component in components))
+
+    first = mixture((ThompsonConfig(),), (EpsilonGreedyConfig(epsilon=0.2), 0.5))
+    assert "mixture" in roles(config(first))
+    names = roles(config(first, mixture((ThompsonConfig(),), (EpsilonGreedyConfig(), 2.0))))
+    assert list(names)[1:3] == [
+        "mixture-thompson+0.5epsilon_greedy-epsilon0.2",
+        "mixture-thompson+2epsilon_greedy",
     ]
 
 

@@ -132,6 +132,15 @@ def test_every_curve_but_the_axis_is_drawn_and_named(results, tmp_path):
     assert "curve-optimal" not in svg
 
 
+def test_a_long_name_leaves_the_panels_their_room(results, tmp_path):
+    name = "mixture-" + "+".join(["0.5epsilon_greedy-epsilon0.2"] * 6)
+    algorithms = {name if old == "linucb" else old: result for old, result in results.algorithms.items()}
+    long = dataclasses.replace(results, teacher=name, algorithms=algorithms)
+    figure = figures._figure(long)
+    assert all(axes.get_position().width > 0.15 for axes in figure.axes)
+    assert name in figures.draw(long, tmp_path)[2].read_text()
+
+
 def test_labels_that_would_touch_are_moved_apart_in_order():
     places = figures._spread([0.0, 0.01, 0.02, 0.5, 0.9], 0.1)
     assert places == sorted(places)
