@@ -9,7 +9,9 @@ from icrl.algorithms.base import Algorithm, Draws, StreamDraws, choose, largest,
 from icrl.algorithms.empirical_mean import EmpiricalMean
 from icrl.algorithms.linucb import LinUCB
 from icrl.algorithms.optimal import Optimal
+from icrl.algorithms.psrl import PSRL
 from icrl.algorithms.thompson import Thompson, noise_variance
+from icrl.algorithms.ucb_vi import UCBVI, bonuses
 from icrl.algorithms.uniform import Uniform
 from icrl.config import (
     AlgorithmConfig,
@@ -17,11 +19,15 @@ from icrl.config import (
     EnvironmentConfig,
     LinUCBConfig,
     OptimalConfig,
+    PSRLConfig,
     ThompsonConfig,
+    UCBVIConfig,
     UniformConfig,
 )
 
 __all__ = [
+    "PSRL",
+    "UCBVI",
     "Algorithm",
     "Draws",
     "EmpiricalMean",
@@ -30,6 +36,7 @@ __all__ = [
     "StreamDraws",
     "Thompson",
     "Uniform",
+    "bonuses",
     "build",
     "choose",
     "largest",
@@ -51,5 +58,9 @@ def build(config: AlgorithmConfig, environment: EnvironmentConfig) -> Algorithm:
             return LinUCB(config)
         case ThompsonConfig():
             return Thompson(config, environment)
+        case UCBVIConfig():
+            return UCBVI(config, environment)
+        case PSRLConfig():
+            return PSRL(config, environment)
         case _:
             raise ValueError(f"algorithm = {config.algorithm}: not in this version")

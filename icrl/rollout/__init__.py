@@ -19,7 +19,7 @@ from icrl.config import (
     LinearBanditConfig,
     TabularMDPConfig,
 )
-from icrl.rollout import linear, looped
+from icrl.rollout import linear, looped, mdp
 from icrl.streams import Split, Stream
 from icrl.trajectory import TrajectoryBatch
 
@@ -45,6 +45,8 @@ def generate(
         algorithm = context[number].algorithm
         if isinstance(environment, LinearBanditConfig) and linear.plays(environment, algorithm):
             linear.fill(environment, algorithm, seed, split, rows, out)
+        elif isinstance(environment, TabularMDPConfig | GridWorldConfig) and mdp.plays(environment, algorithm):
+            mdp.fill(environment, algorithm, seed, split, rows, out)
         else:
             looped.fill(environment, algorithm, seed, split, rows, out)
     return out
@@ -52,7 +54,9 @@ def generate(
 
 def compiled(environment: EnvironmentConfig, algorithm: AlgorithmConfig) -> bool:
     """Whether there is a compiled rollout; others are played by the general loop, some hundred times slower."""
-    return isinstance(environment, LinearBanditConfig) and linear.plays(environment, algorithm)
+    if isinstance(environment, LinearBanditConfig):
+        return linear.plays(environment, algorithm)
+    return mdp.plays(environment, algorithm)
 
 
 def blank(
