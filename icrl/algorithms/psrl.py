@@ -174,11 +174,6 @@ class PSRL(Algorithm):
     def observe(self, observation: Observation) -> None:
         assert observation is not None
         self._episode, self._step = divmod(self._round, self._environment.episode_length)
-        if self._step == 0:
-            if self._round:
-                bernoulli = bernoulli_rewards(self._environment)
-                _learn(self._states, self._actions, self._rewards, bernoulli, self._posterior, self._known)
-            self._policy = self._sampled = None
         self._states[:, self._step] = observation
 
     def _optimal_policies(
@@ -208,6 +203,10 @@ class PSRL(Algorithm):
         self._actions[:, self._step] = action
         self._rewards[:, self._step] = reward
         self._round += 1
+        if self._step == self._environment.episode_length - 1:  # what an episode shows counts from the next one on
+            bernoulli = bernoulli_rewards(self._environment)
+            _learn(self._states, self._actions, self._rewards, bernoulli, self._posterior, self._known)
+            self._policy = self._sampled = None
 
     def _agreement(self) -> npt.NDArray[np.int64]:
         """int64[B, N]: in how many earlier steps of the episode a Monte Carlo sample's policy plays what was played."""
