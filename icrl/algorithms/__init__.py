@@ -5,6 +5,8 @@ They know environments and draw no random numbers of their own; rollouts hand th
 
 from __future__ import annotations
 
+from typing import assert_never
+
 from icrl.algorithms.base import Algorithm, Draws, StreamDraws, choose, largest, one_hot
 from icrl.algorithms.beta_thompson import BetaThompson
 from icrl.algorithms.empirical_mean import EmpiricalMean
@@ -12,8 +14,10 @@ from icrl.algorithms.epsilon_greedy import EpsilonGreedy
 from icrl.algorithms.linucb import LinUCB
 from icrl.algorithms.mixture import Mixture
 from icrl.algorithms.optimal import Optimal
+from icrl.algorithms.psrl import PSRL
 from icrl.algorithms.thompson import Thompson, noise_variance
 from icrl.algorithms.ucb import UCB
+from icrl.algorithms.ucb_vi import UCBVI, bonuses
 from icrl.algorithms.uniform import Uniform
 from icrl.config import (
     AlgorithmConfig,
@@ -24,13 +28,17 @@ from icrl.config import (
     LinUCBConfig,
     MixtureConfig,
     OptimalConfig,
+    PSRLConfig,
     ThompsonConfig,
     UCBConfig,
+    UCBVIConfig,
     UniformConfig,
 )
 
 __all__ = [
+    "PSRL",
     "UCB",
+    "UCBVI",
     "Algorithm",
     "BetaThompson",
     "Draws",
@@ -42,6 +50,7 @@ __all__ = [
     "StreamDraws",
     "Thompson",
     "Uniform",
+    "bonuses",
     "build",
     "choose",
     "largest",
@@ -70,5 +79,9 @@ def build(config: AlgorithmConfig, environment: EnvironmentConfig) -> Algorithm:
             return BetaThompson(config) if beta else Thompson(config, environment)
         case MixtureConfig():
             return Mixture(config, [build(component.algorithm, environment) for component in config.components])
+        case UCBVIConfig():
+            return UCBVI(config, environment)
+        case PSRLConfig():
+            return PSRL(config, environment)
         case _:
-            raise ValueError(f"algorithm = {config.algorithm}: not in this version")
+            assert_never(config)
