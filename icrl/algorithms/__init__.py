@@ -19,6 +19,7 @@ from icrl.config import (
     OptimalConfig,
     ThompsonConfig,
     UniformConfig,
+    algorithm_misfits,
 )
 
 __all__ = [
@@ -39,7 +40,9 @@ __all__ = [
 
 
 def build(config: AlgorithmConfig, environment: EnvironmentConfig) -> Algorithm:
-    """The algorithm that a config names."""
+    """The algorithm that a config names; raises ValueError where it makes no sense in the environment."""
+    for problem in algorithm_misfits(config.algorithm, config, environment):
+        raise ValueError(str(problem))
     match config:
         case UniformConfig():
             return Uniform(config)

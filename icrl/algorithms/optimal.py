@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from icrl.algorithms.base import Algorithm, Draws, one_hot
 from icrl.config import OptimalConfig
-from icrl.envs import BanditBatch, Batch
+from icrl.envs import BanditBatch, Batch, Observation, with_action_set
 
 
 class Optimal(Algorithm):
@@ -25,6 +25,11 @@ class Optimal(Algorithm):
         assert isinstance(environments, BanditBatch)
         self._action = environments.optimal_action.astype(np.int64)
         self._n_actions = environments.means.shape[1]
+        self._environments = environments
+
+    def observe(self, observation: Observation) -> None:
+        if observation is not None and observation.dtype == np.float32:  # fresh actions
+            self._action = with_action_set(self._environments, observation).optimal_action.astype(np.int64)
 
     def probabilities(self) -> npt.NDArray[np.float64]:
         return one_hot(self._action, self._n_actions)
