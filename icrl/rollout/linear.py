@@ -20,12 +20,14 @@ from icrl.rollout import kernels, lanes
 from icrl.streams import Split, Stream
 from icrl.trajectory import TrajectoryBatch
 
+PRIORS = {"unit_box": lanes.UNIT_BOX, "gaussian": lanes.GAUSSIAN, "sphere": lanes.SPHERE}
+LAWS = {"gaussian": lanes.NORMAL, "bounded": lanes.BOUNDED, "bernoulli": lanes.BERNOULLI}
+
 
 def plays(environment: LinearBanditConfig, algorithm: AlgorithmConfig) -> bool:
     """Whether the compiled rollout knows both."""
-    plain = (environment.prior, environment.action_set, environment.noise) == ("unit_box", "fixed", "gaussian")
     known = UniformConfig | OptimalConfig | EmpiricalMeanConfig | LinUCBConfig | ThompsonConfig
-    return plain and isinstance(algorithm, known)
+    return environment.action_set == "fixed" and isinstance(algorithm, known)
 
 
 def fill(
@@ -41,6 +43,8 @@ def fill(
     kind, parameters = _kernel_arguments(algorithm, environment)
     kernels.rollout(
         kind,
+        PRIORS[environment.prior],
+        LAWS[environment.noise],
         (None,) * environment.dim,
         environment.n_actions,
         parameters,
