@@ -48,13 +48,13 @@ from icrl.rollout.steps import (
     learn_select_thompson,
     learn_squares,
     pull,
-    pull_linear,
     select_index,
     select_soft_index,
     select_thompson,
     select_uniform,
     start_empirical_mean,
     start_linear,
+    write,
 )
 
 PLAY_UNIFORM, PLAY_OPTIMAL, PLAY_EMPIRICAL_MEAN, PLAY_LINUCB, PLAY_SOFT_LINUCB, PLAY_THOMPSON = range(6)
@@ -129,16 +129,20 @@ def _compile(sources: int) -> Callable[..., None]:
         d, T = len(dim), action.shape[1]
         words, to = np.empty(2 * LANES, np.uint64), np.empty(LANES, np.uint64)
         optimal = np.empty(LANES, np.uint8)
+        linear = kind >= PLAY_LINUCB
+        actions, rewards = action.reshape(-1), reward.reshape(-1)
         theta, draws, bernoulli = row(0), draws_row(dim), law == BERNOULLI
         for first in range(0, index.size, LANES):
             take_lanes(index, rows, first, words, to)
+            for lane in range(LANES):
+                to[lane] *= U(T)
             theta_rows(S, theta, draws, dim, k0, k1, split, words, prior)
             feature_rows(S, n_actions, dim, theta, draws, d, False, k0, k1, split | TAG_ENVIRONMENT, words)  # noqa: FBT003
             if bernoulli:
                 clip_truth(S, n_actions, dim)
             optimal_lanes(S, n_actions, dim, optimal)
             for lane in range(LANES):
-                optimal_action[to[lane]] = optimal[lane]
+                optimal_action[to[lane] // U(T)] = optimal[lane]
                 S[row(d + ACTION) + U(lane)] = np.float32(optimal[lane])
             if kind >= PLAY_LINUCB:
                 start_linear(S, n_actions, dim, scale)
@@ -150,10 +154,8 @@ def _compile(sources: int) -> Callable[..., None]:
                     draw_rows(S, kind, dim, t, k0, k1, split, words)
                 if t == 0 or kind not in (PLAY_LINUCB, PLAY_THOMPSON):
                     select(S, kind, n_actions, dim, t, weight, sharpness)
-                if kind >= PLAY_LINUCB:
-                    pull_linear(S, n_actions, dim, noise_std, bernoulli, t, to, action, reward)
-                else:
-                    pull(S, n_actions, dim, noise_std, bernoulli, t, to, action, reward)
+                pull(S, n_actions, dim, noise_std, bernoulli, linear, t)
+                write(S, dim, t, to, actions, rewards)
                 if t + 1 == T:
                     break
                 if kind == PLAY_EMPIRICAL_MEAN:

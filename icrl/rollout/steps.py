@@ -40,6 +40,11 @@ from icrl.streams import exp_nonpositive
 
 Real = Any  # np.float32 inside compiled code
 Action = npt.NDArray[np.uint8]
+FEW = 32
+"""Most actions that are compared with the played one rather than looked up."""
+GROUP = 5
+"""Actions that are compared in one pass."""
+
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
 _INFINITY = np.float32(np.inf)
@@ -168,41 +173,68 @@ def seen(truth: Real, noise: Real, noise_std: Real, bernoulli: bool) -> Real:
     return truth + noise_std * noise
 
 
-@njit(nogil=True)
-def pull(
-    S: Rows, n_actions: int, dim: Dim, noise_std: Real, bernoulli: bool, t: int, to: Indices, out: Action, reward: Rows
-) -> None:
-    """Play ACTION: round t's noise becomes a reward, in its row and in row `to` of out uint8[B, T], float32[B, T]."""
-    d = len(dim)
-    action, rewards, truths = row(d + ACTION), rewards_row(dim, t), table(dim, n_actions, d + TRUTH)
-    at = U(t)
-    for w in range(W):
-        number = np.int32(S[action + w])
-        got = seen(S[truths + row(number) + w], S[rewards + w], noise_std, bernoulli)
-        S[rewards + w] = got
-        out[to[w], at] = np.uint8(number)
-        reward[to[w], at] = got
+@njit(forceinline=True)
+def among(S: Rows, source: Offset, w: Offset, offset: Real, value: Real) -> Real:
+    """Row number `offset` of the GROUP rows from `source`, lane w; `value` where it is none of them."""
+    for a in range(GROUP):
+        other = S[source + row(a) + w]
+        value = other if offset == np.float32(a) else value
+    return value
 
 
 @njit(nogil=True)
-def pull_linear(
-    S: Rows, n_actions: int, dim: Dim, noise_std: Real, bernoulli: bool, t: int, to: Indices, out: Action, reward: Rows
-) -> None:
-    """The same, and what learning from it needs of the played action: phi = F_j, STEP = r - m_j."""
+def pick(S: Rows, n_actions: int, dim: Dim, linear: bool) -> None:
+    """Of the tables' rows of ACTION: TRUTH into TOTAL and, if `linear`, the factors into phi and MEAN into STEP.
+
+    Many actions are gathered lane by lane, few are compared with ACTION one by one, GROUP in a pass: then a vector
+    of lanes is picked at once. The last pass may read up to GROUP - 1 rows behind a table's end, and picks none.
+    """
     d = len(dim)
-    action, rewards, truths = row(d + ACTION), rewards_row(dim, t), table(dim, n_actions, d + TRUTH)
-    step = row(d + STEP)
+    action, step, total = row(d + ACTION), row(d + STEP), row(d + TOTAL)
     factors, means, _ = tables(dim, n_actions)
-    table_rows, at = row(n_actions), U(t)
+    truths, table_rows = table(dim, n_actions, d + TRUTH), row(n_actions)
+    if n_actions > FEW:
+        for w in range(W):
+            played = row(np.int32(S[action + w])) + w
+            S[total + w] = S[truths + played]
+            if linear:
+                S[step + w] = S[means + played]
+                for k in range(d):
+                    S[row(k) + w] = S[factors + U(k) * table_rows + played]
+        return
+    for first in range(0, n_actions, GROUP):
+        at, number = row(first), np.float32(first)
+        for w in range(W):
+            S[total + w] = among(S, truths + at, w, S[action + w] - number, S[total + w])
+        if linear:
+            for w in range(W):
+                S[step + w] = among(S, means + at, w, S[action + w] - number, S[step + w])
+            for k in range(d):  # one row at a time: ACTION lies between those that are written
+                source = factors + U(k) * table_rows + at
+                for w in range(W):
+                    S[row(k) + w] = among(S, source, w, S[action + w] - number, S[row(k) + w])
+
+
+@njit(nogil=True)
+def pull(S: Rows, n_actions: int, dim: Dim, noise_std: Real, bernoulli: bool, linear: bool, t: int) -> None:
+    """Play ACTION: round t's noise becomes a reward; if `linear`, what is learnt from: phi = F_j, STEP = r - m_j."""
+    d = len(dim)
+    step, total, rewards = row(d + STEP), row(d + TOTAL), rewards_row(dim, t)
+    pick(S, n_actions, dim, linear)
     for w in range(W):
-        number = np.int32(S[action + w])
-        played = row(number) + w
-        got = seen(S[truths + played], S[rewards + w], noise_std, bernoulli)
-        S[step + w] = got - S[means + played]
-        for k in range(d):
-            S[row(k) + w] = S[factors + U(k) * table_rows + played]
-        out[to[w], at] = np.uint8(number)
-        reward[to[w], at] = got
+        got = seen(S[total + w], S[rewards + w], noise_std, bernoulli)
+        S[rewards + w] = got
+        S[step + w] = got - S[step + w]
+
+
+@njit(nogil=True)
+def write(S: Rows, dim: Dim, t: int, to: Indices, action: Action, reward: Rows) -> None:
+    """ACTION and the reward of round t of every lane into uint8[B T] and float32[B T], at to[w] + t."""
+    played, rewards = row(len(dim) + ACTION), rewards_row(dim, t)
+    for w in range(W):
+        at = to[w] + U(t)
+        action[at] = np.uint8(np.int32(S[played + w]))
+        reward[at] = S[rewards + w]
 
 
 @njit(nogil=True, error_model="numpy")
