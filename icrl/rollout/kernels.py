@@ -37,6 +37,7 @@ from icrl.rollout.lanes import (
     normal_rows,
     optimal_lanes,
     row,
+    table,
     theta_rows,
     uniform_rows,
 )
@@ -65,9 +66,9 @@ _ZERO = np.float32(0)
 
 @njit(nogil=True)
 def take_lanes(
-    index: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], first: int, words: Indices, to: Indices
+    index: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], first: int, T: int, words: Indices, to: Indices
 ) -> None:
-    """A block's indices as words uint64[2 W] (low, high), and the rows to write to as uint64[W].
+    """A block's indices as words uint64[2 W] (low, high), and as uint64[W] where their rows start in [B, T], flat.
 
     A last block that is short is filled up with its first trajectory, which is then written more than once.
     """
@@ -75,7 +76,7 @@ def take_lanes(
         at = first + lane if first + lane < index.size else first
         i = U(index[at])
         words[lane], words[LANES + lane] = i & U(0xFFFFFFFF), i >> U(32)
-        to[lane] = U(rows[at])
+        to[lane] = U(rows[at] * T)
 
 
 @njit(nogil=True)
@@ -131,14 +132,15 @@ def _compile(sources: int) -> Callable[..., None]:
         optimal = np.empty(LANES, np.uint8)
         linear = kind >= PLAY_LINUCB
         actions, rewards = action.reshape(-1), reward.reshape(-1)
-        theta, draws, bernoulli = row(0), draws_row(dim), law == BERNOULLI
+        theta, draws = row(0), draws_row(dim)
         for first in range(0, index.size, LANES):
-            take_lanes(index, rows, first, words, to)
-            for lane in range(LANES):
-                to[lane] *= U(T)
+            take_lanes(index, rows, first, T, words, to)
             theta_rows(S, theta, draws, dim, k0, k1, split, words, prior)
-            feature_rows(S, n_actions, dim, theta, draws, d, False, k0, k1, split | TAG_ENVIRONMENT, words)  # noqa: FBT003
-            if bernoulli:
+            if d % 4:  # the block in which w* ends and the actions begin
+                uniform_rows(S, draws, d // 4, k0, k1, split | TAG_ENVIRONMENT, words)
+            factors = table(dim, n_actions, 0)
+            feature_rows(S, n_actions, dim, factors, theta, draws, d, k0, k1, split | TAG_ENVIRONMENT, words)
+            if law == BERNOULLI:
                 clip_truth(S, n_actions, dim)
             optimal_lanes(S, n_actions, dim, optimal)
             for lane in range(LANES):
@@ -154,7 +156,7 @@ def _compile(sources: int) -> Callable[..., None]:
                     draw_rows(S, kind, dim, t, k0, k1, split, words)
                 if t == 0 or kind not in (PLAY_LINUCB, PLAY_THOMPSON):
                     select(S, kind, n_actions, dim, t, weight, sharpness)
-                pull(S, n_actions, dim, noise_std, bernoulli, linear, t)
+                pull(S, n_actions, dim, noise_std, law, linear, t)
                 write(S, dim, t, to, actions, rewards)
                 if t + 1 == T:
                     break

@@ -7,7 +7,11 @@ that no index carries the test for "counted from the end". From the start:
     rewards     4        noise of 4 rounds, which they turn into rewards
     draws       4 d      the algorithm's random numbers of 4 rounds
     tables      (d+4) A  A rows each: factors 1 .. d of the actions (at first: features), MEAN, SQUARE, COUNT, TRUTH
-    fresh       d d + 2 d + 4   with fresh action sets: d rows of each of the root's columns, the mean, w*, and 4 draws
+    fresh       only with fresh action sets:
+      features  d A        A rows of each feature of the round's actions
+      root      d d + d    d rows of each column of S with S S' = A_t^-1, then w_t
+      theta     d          w*
+      four      4          the block of the action sets' uniforms that was drawn last
 
 Loops run over the actions outside and over the lanes inside. The compiler vectorises the inner loop behind one test,
 made before the outer loop, that what is written overlaps nothing else over all actions; so a table's rows must lie
@@ -66,7 +70,8 @@ _SQRT_3 = np.float32(3**0.5)
 
 def workspace(n_actions: int, dim: int) -> Rows:
     """A workspace of zeros for blocks of this size."""
-    rows = dim + SCRATCH + 4 + 4 * dim + n_actions * (dim + TABLES) + dim * dim + 2 * dim + 4
+    rows = 5 * dim + SCRATCH + 4 + n_actions * (dim + TABLES)
+    rows += n_actions * dim + dim * dim + 2 * dim + 4
     raw = np.zeros(rows * int(PITCH) + 15, np.float32)
     skip = -(raw.ctypes.data // 4) % 16  # vectors that straddle two cache lines are half as fast
     return raw[skip : skip + rows * int(PITCH)]
@@ -94,6 +99,16 @@ def draws_row(dim: Dim) -> Offset:
 def table(dim: Dim, n_actions: int, number: int) -> Offset:
     """Where table `number` starts: 0 .. d - 1 the factors, d + MEAN and so on behind them."""
     return row(5 * len(dim) + SCRATCH + 4 + number * n_actions)
+
+
+@njit(forceinline=True)
+def fresh_tables(dim: Dim, n_actions: int) -> tuple[Offset, Offset, Offset, Offset, Offset]:
+    """Where features, root, w_t, w* and the four rows of draws start, of a workspace for fresh action sets."""
+    d = len(dim)
+    features = table(dim, n_actions, d + TABLES)
+    root = features + row(d * n_actions)
+    mean = root + row(d * d)
+    return features, root, mean, mean + row(d), mean + row(2 * d)
 
 
 @njit(nogil=True)
@@ -166,27 +181,29 @@ def feature_rows(
     S: Rows,
     n_actions: int,
     dim: Dim,
+    features: Offset,
     theta: Offset,
     four: Offset,
     first: int,
-    drawn: bool,
     k0: Word,
     k1: Word,
     tag: Word,
     index: Indices,
 ) -> None:
-    """An action set from the uniforms `first` .. first + A d - 1 of a stream: features scaled to [-1, 1) into the
-    factors, <a, w*> into TRUTH. `drawn`: the block of the first one is in the four rows from `four` already.
+    """An action set from the uniforms `first` .. first + A d - 1 of a stream, <a, w*> into TRUTH.
+
+    Features are scaled to [-1, 1), d tables of A rows from `features`. Where 4 does not divide `first`, its block must
+    be in the four rows from `four` already; the last block that is drawn stays there.
     """
     d = len(dim)
     truths = table(dim, n_actions, d + TRUTH)
     for number in range(n_actions * d):
         position = first + number
-        if position % 4 == 0 or (number == 0 and not drawn):
+        if position % 4 == 0:
             uniform_rows(S, four, position // 4, k0, k1, tag, index)
         source = four + row(position % 4)
         a, k = number // d, number % d
-        target, truth = table(dim, n_actions, k) + row(a), truths + row(a)
+        target, truth = features + row(k * n_actions + a), truths + row(a)
         weight = theta + row(k)
         for w in range(W):
             x = _TWO * S[source + w] - _ONE

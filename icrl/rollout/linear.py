@@ -1,4 +1,4 @@
-"""Which linear bandits the compiled rollout plays, and how it is called."""
+"""Which linear bandits the compiled rollouts play, and how they are called."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from icrl.config import (
     ThompsonConfig,
     UniformConfig,
 )
-from icrl.rollout import kernels, lanes
+from icrl.rollout import fresh, kernels, lanes
 from icrl.streams import Split, Stream
 from icrl.trajectory import TrajectoryBatch
 
@@ -26,8 +26,9 @@ LAWS = {"gaussian": lanes.NORMAL, "bounded": lanes.BOUNDED, "bernoulli": lanes.B
 
 def plays(environment: LinearBanditConfig, algorithm: AlgorithmConfig) -> bool:
     """Whether the compiled rollout knows both."""
-    known = UniformConfig | OptimalConfig | EmpiricalMeanConfig | LinUCBConfig | ThompsonConfig
-    return environment.action_set == "fixed" and isinstance(algorithm, known)
+    fixed = environment.action_set == "fixed"
+    known = UniformConfig | OptimalConfig | LinUCBConfig | ThompsonConfig
+    return isinstance(algorithm, known) or (fixed and isinstance(algorithm, EmpiricalMeanConfig))
 
 
 def fill(
@@ -41,7 +42,8 @@ def fill(
     """Play these rows of `out` and fill in action, reward and optimal action."""
     key = np.array([*streams.key_words(seed), streams.tag_word(split, Stream(0), 0)], np.uint64)
     kind, parameters = _kernel_arguments(algorithm, environment)
-    kernels.rollout(
+    rollout = kernels.rollout if environment.action_set == "fixed" else fresh.rollout
+    rollout(
         kind,
         PRIORS[environment.prior],
         LAWS[environment.noise],

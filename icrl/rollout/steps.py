@@ -1,4 +1,4 @@
-"""The parts of a round, for W lanes at once: what algorithms know, how they choose, how a play is noted and learnt from.
+"""The parts of a round, for W lanes at once: what algorithms know, how they choose, what a play is and teaches.
 
 Linear algorithms keep a square root of A_t^-1 = S S' (A_t = ridge I + sum a a') only by its image on some vectors x:
 factors F_x = S' x, means m_x = <x, w_t> and, where asked for, squared widths q_x = |F_x|^2 = x' A_t^-1 x. Where an
@@ -18,6 +18,7 @@ from numba import njit
 
 from icrl.rollout.lanes import (
     ACTION,
+    BERNOULLI,
     BEST,
     COUNT,
     MEAN,
@@ -166,9 +167,9 @@ def select_uniform(S: Rows, n_actions: int, dim: Dim, u: Offset) -> None:
 
 
 @njit(forceinline=True)
-def seen(truth: Real, noise: Real, noise_std: Real, bernoulli: bool) -> Real:
+def seen(truth: Real, noise: Real, noise_std: Real, law: int) -> Real:
     """The reward of an action with this mean: as `icrl.envs.rewards`."""
-    if bernoulli:
+    if law == BERNOULLI:
         return _ONE if noise < truth else _ZERO
     return truth + noise_std * noise
 
@@ -183,7 +184,7 @@ def among(S: Rows, source: Offset, w: Offset, offset: Real, value: Real) -> Real
 
 
 @njit(nogil=True)
-def pick(S: Rows, n_actions: int, dim: Dim, linear: bool) -> None:
+def pick(S: Rows, n_actions: int, dim: Dim, linear: int) -> None:
     """Of the tables' rows of ACTION: TRUTH into TOTAL and, if `linear`, the factors into phi and MEAN into STEP.
 
     Many actions are gathered lane by lane, few are compared with ACTION one by one, GROUP in a pass: then a vector
@@ -216,13 +217,13 @@ def pick(S: Rows, n_actions: int, dim: Dim, linear: bool) -> None:
 
 
 @njit(nogil=True)
-def pull(S: Rows, n_actions: int, dim: Dim, noise_std: Real, bernoulli: bool, linear: bool, t: int) -> None:
+def pull(S: Rows, n_actions: int, dim: Dim, noise_std: Real, law: int, linear: int, t: int) -> None:
     """Play ACTION: round t's noise becomes a reward; if `linear`, what is learnt from: phi = F_j, STEP = r - m_j."""
     d = len(dim)
     step, total, rewards = row(d + STEP), row(d + TOTAL), rewards_row(dim, t)
     pick(S, n_actions, dim, linear)
     for w in range(W):
-        got = seen(S[total + w], S[rewards + w], noise_std, bernoulli)
+        got = seen(S[total + w], S[rewards + w], noise_std, law)
         S[rewards + w] = got
         S[step + w] = got - S[step + w]
 
