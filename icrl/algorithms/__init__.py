@@ -33,6 +33,7 @@ from icrl.config import (
     UCBConfig,
     UCBVIConfig,
     UniformConfig,
+    algorithm_misfits,
 )
 
 __all__ = [
@@ -60,7 +61,9 @@ __all__ = [
 
 
 def build(config: AlgorithmConfig, environment: EnvironmentConfig) -> Algorithm:
-    """The algorithm that a config names."""
+    """The algorithm that a config names; raises ValueError where it makes no sense in the environment."""
+    for problem in algorithm_misfits(config.algorithm, config, environment):
+        raise ValueError(str(problem))
     match config:
         case UniformConfig():
             return Uniform(config)

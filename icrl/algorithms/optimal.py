@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from icrl.algorithms.base import Algorithm, Draws, one_hot
 from icrl.config import OptimalConfig
-from icrl.envs import BanditBatch, Batch, MDPBatch, Observation
+from icrl.envs import BanditBatch, Batch, MDPBatch, Observation, with_action_set
 
 
 class Optimal(Algorithm):
@@ -23,17 +23,19 @@ class Optimal(Algorithm):
 
     def reset(self, environments: Batch) -> None:
         assert isinstance(environments, BanditBatch | MDPBatch)
+        self._environments = environments
         self._n_actions = environments.n_actions
-        self._policy = environments.optimal_policy if isinstance(environments, MDPBatch) else None
         if isinstance(environments, BanditBatch):
             self._action = environments.optimal_action.astype(np.int64)
         self._row = np.arange(len(environments.index))
         self._round = 0
 
     def observe(self, observation: Observation) -> None:
-        if self._policy is not None:
-            step = self._round % self._policy.shape[1]
-            self._action = self._policy[self._row, step, observation].astype(np.int64)
+        if isinstance(self._environments, MDPBatch):
+            policy = self._environments.optimal_policy
+            self._action = policy[self._row, self._round % policy.shape[1], observation].astype(np.int64)
+        elif observation is not None and observation.dtype == np.float32:  # fresh actions
+            self._action = with_action_set(self._environments, observation).optimal_action.astype(np.int64)
 
     def probabilities(self) -> npt.NDArray[np.float64]:
         return one_hot(self._action, self._n_actions)

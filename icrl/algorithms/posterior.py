@@ -25,6 +25,10 @@ class RidgePosterior:
         self.root: Float64Array = np.tile(np.eye(d) / np.sqrt(ridge), (B, 1, 1))
         self._row = np.arange(B)
 
+    def meet(self, action_set: npt.NDArray[np.float32]) -> None:
+        """Another action set float32[B, A, d], for this round on; what is known of w* stays."""
+        self.action_set = action_set.astype(np.float64)
+
     def update(self, action: npt.NDArray[np.int64], reward: npt.NDArray[np.float32]) -> None:
         """Condition on reward float32[B] of action int64[B]."""
         x = self.action_set[self._row, action]

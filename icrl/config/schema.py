@@ -22,6 +22,7 @@ from icrl.config.algorithms import (
     UniformConfig,
 )
 from icrl.config.environments import EnvironmentConfig, LinearBanditConfig
+from icrl.config.misfits import algorithm_misfits, array_misfits
 from icrl.config.sections import (
     AtLeast,
     AtMost,
@@ -287,6 +288,7 @@ class Config(Section):
             weights = [component.weight for component in self.context]
             yield Problem("context", weights, "at least one weight above 0", "raise one of the weights")
         yield from self._strangers()
+        yield from array_misfits("dataset.materialise", self.dataset.materialise, self.environment)
         if self.train.global_batch > self.dataset.train:
             yield Problem(
                 "train.global_batch",
@@ -306,6 +308,8 @@ class Config(Section):
                 yield Problem(
                     f"{path}.algorithm", algorithm.algorithm, f"one that plays in {kind}: {', '.join(known)}, mixture"
                 )
+            else:
+                yield from algorithm_misfits(path, algorithm, self.environment)
 
     def baselines(self) -> tuple[AlgorithmConfig, ...]:
         """`eval.baselines`, or what suits the environment."""
@@ -313,7 +317,10 @@ class Config(Section):
             return self.eval.baselines
         match self.environment.kind:
             case "linear_bandit":
-                return (LinUCBConfig(), ThompsonConfig(), EmpiricalMeanConfig(), UniformConfig())
+                bernoulli = getattr(self.environment, "noise", None) == "bernoulli"
+                thompson = ThompsonConfig(noise_variance=0.25 if bernoulli else None)
+                every = (LinUCBConfig(), thompson, EmpiricalMeanConfig(), UniformConfig())
+                return tuple(a for a in every if not any(algorithm_misfits("", a, self.environment)))
             case "bernoulli_bandit" | "gaussian_bandit":
                 return (UCBConfig(), ThompsonConfig(), EmpiricalMeanConfig(), UniformConfig())
             case _:

@@ -23,6 +23,7 @@ from icrl.config import (
 from icrl.envs import linear_bandit, multi_armed, tabular_mdp
 from icrl.envs.bandit import BanditBatch, BanditInteraction, rewards
 from icrl.envs.base import Batch, Interaction, Observation
+from icrl.envs.linear_bandit import FreshInteraction, with_action_set
 from icrl.envs.tabular_mdp import MDPBatch, MDPInteraction
 from icrl.streams import Split
 
@@ -30,6 +31,7 @@ __all__ = [
     "BanditBatch",
     "BanditInteraction",
     "Batch",
+    "FreshInteraction",
     "Interaction",
     "MDPBatch",
     "MDPInteraction",
@@ -37,6 +39,7 @@ __all__ = [
     "interact",
     "rewards",
     "sample",
+    "with_action_set",
 ]
 
 
@@ -63,6 +66,9 @@ def interact(environment: EnvironmentConfig, batch: Batch, seed: int, split: Spl
     `batch` must come from `sample` with the same environment, seed and split.
     """
     match environment:
+        case LinearBanditConfig(action_set="fresh"):
+            assert isinstance(batch, BanditBatch)
+            return FreshInteraction(environment, batch, seed, split)
         case LinearBanditConfig() | BernoulliBanditConfig() | GaussianBanditConfig():
             assert isinstance(batch, BanditBatch)
             return BanditInteraction(environment, batch, seed, split)

@@ -30,7 +30,6 @@ from icrl import gammas, streams
 from icrl.gammas import beta_finish, candidate, squeezed
 from icrl.rollout import lanes
 from icrl.rollout.lanes import (
-    CHUNK,
     LANES,
     PITCH,
     TAG_ENVIRONMENT,
@@ -56,6 +55,8 @@ BERNOULLI, GAUSSIAN = range(2)
 """Laws of the rewards, as the kernel knows them."""
 
 TRUTH, SUM, COUNT, MEAN, WIDTH = range(5)
+CHUNK = 16
+"""Rounds between two writes of actions and rewards; a multiple of the 4 numbers of a Philox block."""
 TABLES = 5
 
 TAG_ENVIRONMENT_NORMAL = U(USE_NORMAL << 8 | Stream.ENVIRONMENT)
