@@ -8,7 +8,8 @@ r_h and P_h the means over those visits, 0 without any. Statistics are kept for 
 stationary, as in the paper; the last step has no next state (N_H(s, a, .) = 0).
 
 Before episode k a step holds at most k - 1 visits: sum_s' P V is the mean of V_{h+1} at the states that followed them,
-and all other pairs keep Q = min(H, b(0)). So planning costs H (k - 1) A instead of H S^2 A.
+and all other pairs keep Q = min(H, b(0)), or H (`unvisited: ceiling`, the same with the paper's bonus). So planning
+costs H (k - 1) A instead of H S^2 A.
 
 Shapes: B interactions, S states, A actions, H steps, K episodes.
 """
@@ -31,11 +32,16 @@ from icrl.envs.mdp_kernels import Array, sources
 
 
 def bonuses(config: UCBVIConfig, environment: MDPConfig) -> npt.NDArray[np.float64]:
-    """float64[K + 1]: the bonus after 0 .. K visits. The logarithm is rounded correctly: no libm has a say in bytes."""
+    """float64[K + 1]: the bonus after 0 .. K visits; infinite after none where `unvisited` is `ceiling`.
+
+    The logarithm is rounded correctly: no libm has a say in bytes.
+    """
     T, H = environment.horizon, environment.episode_length
     log = float(Decimal(environment.n_states * environment.n_actions * T * T).ln())
     visits = np.maximum(np.arange(environment.episodes + 1), 1)
     widths: npt.NDArray[np.float64] = config.bonus * (2 * H * np.sqrt(log / visits))
+    if config.unvisited == "ceiling":
+        widths[0] = np.inf
     return widths
 
 

@@ -33,6 +33,8 @@ def dense_tables(config, environment, state, action, reward):
                 followed[h, state[k, h], action[k, h], state[k, h + 1]] += 1
     at_least_one = np.maximum(visits, 1)
     bonus = config.bonus * 2 * H * np.sqrt(np.log(S * A * T * (environment.episodes * H)) / at_least_one)
+    if config.unvisited == "ceiling":
+        bonus[visits == 0] = H
     values, following = np.empty((H, S, A)), np.zeros(S)
     for h in range(H - 1, -1, -1):
         values[h] = np.minimum(
@@ -46,9 +48,9 @@ def dense_tables(config, environment, state, action, reward):
 @pytest.mark.parametrize(
     "config", [UCBVIConfig(), UCBVIConfig(bonus=0.03), UCBVIConfig(bonus=0.0)], ids=lambda c: c.bonus
 )
-@pytest.mark.parametrize("temperature", [0.0, 0.4])
-def test_ucb_vi_is_its_definition_along_a_random_log(environment, config, temperature):
-    config = UCBVIConfig(bonus=config.bonus, temperature=temperature)
+@pytest.mark.parametrize(("temperature", "unvisited"), [(0.0, "formula"), (0.4, "formula"), (0.0, "ceiling")])
+def test_ucb_vi_is_its_definition_along_a_random_log(environment, config, temperature, unvisited):
+    config = UCBVIConfig(bonus=config.bonus, temperature=temperature, unvisited=unvisited)
     rng, B, H = np.random.default_rng(0), 3, environment.episode_length
     batch = envs.sample(environment, 0, Split.TEST, np.arange(B))
     interaction = envs.interact(environment, batch, 0, Split.TEST)
