@@ -29,7 +29,8 @@ class Optimal(Algorithm):
 
     def observe(self, observation: Observation) -> None:
         if observation is not None and observation.dtype == np.float32:  # fresh actions
-            self._action = with_action_set(self._environments, observation).optimal_action.astype(np.int64)
+            fresh = with_action_set(self._environments, observation.astype(np.float32, copy=False))
+            self._action = fresh.optimal_action.astype(np.int64)
 
     def probabilities(self) -> npt.NDArray[np.float64]:
         return one_hot(self._action, self._n_actions)
