@@ -30,8 +30,7 @@ class LinUCB(Algorithm):
         self._posterior = RidgePosterior(environments.action_set, self.config.ridge)
 
     def observe(self, observation: Observation) -> None:
-        if observation is not None:
-            self._posterior.meet(observation)
+        self._posterior.meet(observation)
 
     def indices(self) -> npt.NDArray[np.float64]:
         """float64[B, A]: the upper confidence bounds v."""

@@ -35,7 +35,8 @@ class Optimal(Algorithm):
             policy = self._environments.optimal_policy
             self._action = policy[self._row, self._round % policy.shape[1], observation].astype(np.int64)
         elif observation is not None and observation.dtype == np.float32:  # fresh actions
-            self._action = with_action_set(self._environments, observation).optimal_action.astype(np.int64)
+            fresh = with_action_set(self._environments, observation.astype(np.float32, copy=False))
+            self._action = fresh.optimal_action.astype(np.int64)
 
     def probabilities(self) -> npt.NDArray[np.float64]:
         return one_hot(self._action, self._n_actions)

@@ -40,8 +40,7 @@ class Thompson(Algorithm):
         self._round = 0
 
     def observe(self, observation: Observation) -> None:
-        if observation is not None:
-            self._posterior.meet(observation)
+        self._posterior.meet(observation)
 
     def probabilities(self) -> npt.NDArray[np.float64]:
         """float64[B, A]: share of `samples` posterior samples whose best action is a; see `standard_error`.
