@@ -13,7 +13,8 @@ import torch
 import icrl.envs
 from eval.regret import Estimate, estimate
 from icrl.config import Config
-from icrl.loss import labels, log_loss
+from icrl.experts import labels
+from icrl.loss import log_loss
 from icrl.model import Transformer
 from icrl.store import SplitReader, dataset_path, dataset_recipe
 from icrl.streams import Split
@@ -58,13 +59,13 @@ def evaluate(config: Config, model: Transformer, reader: SplitReader, *, batch: 
     agreed = 0
     for start in range(0, n, size):
         indices = np.arange(start, min(start + size, n), dtype=np.int64)
-        rows = reader.rows(slice(start, start + len(indices)))
-        environments = icrl.envs.sample(model.environment, reader.recipe["seed"], Split[reader.split.upper()], indices)
-        action, optimal, action_set, reward = (
+        split = Split[reader.split.upper()]
+        rows = {"index": indices} | reader.rows(slice(start, start + len(indices)))
+        environments = icrl.envs.sample(model.environment, reader.recipe["seed"], split, indices)
+        action, action_set, reward, label = (
             torch.from_numpy(values).to(model.device)
-            for values in (rows["action"], rows["optimal_action"], environments.action_set, rows["reward"])
+            for values in (rows["action"], environments.action_set, rows["reward"], labels(config, rows, split))
         )
-        label = labels(action, optimal, config.expert.label)
         logits = model(action_set, action.long(), reward)
         losses[start : start + len(indices)] = log_loss(logits, label).double().cpu().numpy()
         agreed += int((logits.argmax(-1) == label).sum())
