@@ -1,4 +1,4 @@
-"""Every trajectory of a tiny Bernoulli bandit, with exact probabilities: an oracle for what is an expectation over them.
+"""Every trajectory of a tiny Bernoulli bandit with its exact probability: an oracle for expectations over them.
 
 Independent of `icrl`: fractions and the Beta function of whole numbers.
 """
@@ -45,9 +45,7 @@ def every_trajectory(n_actions: int, horizon: int) -> Trajectories:
 
 def counts(rounds: Rounds, n_actions: int) -> list[tuple[int, int]]:
     """(successes, failures) of each action."""
-    return [
-        (sum(r for a, r in rounds if a == k), sum(1 - r for a, r in rounds if a == k)) for k in range(n_actions)
-    ]
+    return [(sum(r for a, r in rounds if a == k), sum(1 - r for a, r in rounds if a == k)) for k in range(n_actions)]
 
 
 def evidence_of(rounds: Rounds, n_actions: int) -> Fraction:

@@ -93,9 +93,7 @@ def test_reduced_expert_of_a_mixture_is_the_conditional_of_its_law():
 
 def test_reduced_expert_of_one_component_is_the_component():
     found = reduced_expert(config((SOFT, 2.0), (UniformConfig(), 0.0), label="distillation"))
-    np.testing.assert_array_equal(
-        replay(found.algorithm, past()), replay(algorithms.build(SOFT, ENVIRONMENT), past())
-    )
+    np.testing.assert_array_equal(replay(found.algorithm, past()), replay(algorithms.build(SOFT, ENVIRONMENT), past()))
 
 
 def exact_ratio(expert, context):
@@ -116,22 +114,10 @@ def test_ratio_of_posterior_sampling_to_a_mixture_with_it(share):
         [posterior_sampling(ENVIRONMENT).algorithm, algorithms.build(UniformConfig(), ENVIRONMENT)],
         [share, 1 - share],
     )
-    probability = {
-        "expert": np.prod([[float(first_is_best(p)) for p in prefixes(t)] for t in range(T)], axis=0) * 0
-        + np.prod(
-            [
-                np.where(
-                    EVERY.action[:, t] == 0,
-                    [float(first_is_best(p)) for p in prefixes(t)],
-                    [1 - float(first_is_best(p)) for p in prefixes(t)],
-                )
-                for t in range(T)
-            ],
-            axis=0,
-        )
-    }
-    context = share * probability["expert"] + (1 - share) * 0.5**T
-    want = exact_ratio(probability["expert"], context)
+    first = np.array([[float(first_is_best(prefix)) for prefix in prefixes(t)] for t in range(T)]).T
+    expert = np.where(EVERY.action == 0, first, 1 - first).prod(axis=1)
+    context = share * expert + (1 - share) * 0.5**T
+    want = exact_ratio(expert, context)
     weights = log_weights(sampling, mixture, past())
     assert weights.impossible == 0
     assert not weights.uncovered
@@ -152,7 +138,7 @@ def simulated(count, *context, seed=3):
 def test_the_estimate_of_a_ratio_against_its_exact_value():
     """R of posterior sampling to soft LinUCB and uniform play, from trajectories that were generated."""
     count = 40_000
-    experiment, rows = simulated(count, (SOFT, 1.0), (UniformConfig(), 1.0))
+    _, rows = simulated(count, (SOFT, 1.0), (UniformConfig(), 1.0))
     alone = played_by(algorithms.build(SOFT, ENVIRONMENT)).prod(axis=1)
     expert = played_by(posterior_sampling(ENVIRONMENT).algorithm).prod(axis=1)
     want = exact_ratio(expert, 0.5 * alone + 0.5 * 0.5**T)

@@ -110,7 +110,7 @@ def test_gaussian_best_against_adaptive_quadrature():
 
                 def integrand(x, m=m, s=s, k=k):
                     z = (x - m) / s
-                    return np.exp(-z[k] ** 2 / 2) / (s[k] * np.sqrt(2 * np.pi)) * np.prod(np.delete(ndtr(z), k))
+                    return np.exp(-(z[k] ** 2) / 2) / (s[k] * np.sqrt(2 * np.pi)) * np.prod(np.delete(ndtr(z), k))
 
                 points = np.sort(np.concatenate([m, m - 3 * s, m + 3 * s]))
                 low, high = (m - 12 * s).min(), (m + 12 * s).max()
