@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from icrl.algorithms import Algorithm
-from icrl.config import AlgorithmConfig, Config, MixtureConfig, UniformConfig
+from icrl.config import AlgorithmConfig, Config, EnvironmentConfig, MixtureConfig, UniformConfig
 from icrl.experts import (
     context_algorithm,
     is_posterior_sampling,
@@ -24,14 +25,18 @@ from icrl.experts import (
     sees_environment,
     smoothed,
 )
+from icrl.rollout.loop import play
 from icrl.rollout.replay import History, history, played, rounds
-from icrl.store import SplitReader
 from icrl.streams import Split
 
 Float64Array = npt.NDArray[np.float64]
 
 FEW = 20
 """Effective sample size below which an estimate says little more than that the ratio is large."""
+
+
+_OWN_PLAYS = 64
+"""Trajectories that the expert itself plays where those of the context do not reach it."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,25 @@ def estimate(weights: LogWeights) -> Ratio:
     return Ratio(math.inf if weights.uncovered else log, error, ess, average, w.size)
 
 
+def log_lower_bound(
+    expert: Algorithm, context: Algorithm, environment: EnvironmentConfig, seed: int, count: int = _OWN_PLAYS
+) -> tuple[float, float]:
+    """A lower bound on ln R with its standard error: the mean of ln w in `count` > 1 trajectories of Alg_E itself.
+
+    ln R = ln E_{Alg_E} w >= E_{Alg_E} ln w = KL(P_{Alg_E} || P_{Alg_0}) (Jensen), which no rare trajectory dominates;
+    inf where Alg_E played what Alg_0 never does. The environments are those of split EVAL under this seed.
+    """
+    indices = np.arange(count, dtype=np.int64)
+    own = play(environment, expert, seed, Split.EVAL, indices)
+    rows: dict[str, npt.NDArray[Any]] = {"index": indices, "action": own.action, "reward": own.reward}
+    if own.state is not None:
+        rows["state"] = own.state
+    weights = log_weights(expert, context, history(environment, seed, Split.EVAL, rows))
+    if weights.impossible:
+        return math.inf, 0.0
+    return float(weights.values.mean()), float(weights.values.std(ddof=1) / math.sqrt(count))
+
+
 def log_upper_bound(config: Config) -> tuple[float, str] | None:
     """ln of the least upper bound on R_{TS, Alg_0} that is known for the config's context, and why; or None.
 
@@ -149,7 +173,23 @@ def _parts(algorithm: AlgorithmConfig) -> Iterator[tuple[AlgorithmConfig, float]
             yield part.algorithm, part.weight / total
 
 
-def ratio_lines(config: Config, reader: SplitReader, limit: int = 256) -> list[str]:
+class Stored(Protocol):
+    """What is asked of a split of a dataset; `icrl.store.SplitReader` is one."""
+
+    recipe: dict[str, Any]
+    split: str
+
+    @property
+    def n(self) -> int:
+        """Trajectories."""
+        ...
+
+    def rows(self, rows: slice) -> dict[str, npt.NDArray[Any]]:
+        """Consecutive rows of every array."""
+        ...
+
+
+def ratio_lines(config: Config, reader: Stored, limit: int = 256) -> list[str]:
     """The ratio of each expert to the context, as lines of text, from the first `limit` trajectories of a split.
 
     Seconds: both algorithms are replayed round by round. The label of `config` plays no part.
@@ -163,31 +203,44 @@ def ratio_lines(config: Config, reader: SplitReader, limit: int = 256) -> list[s
     n = min(limit, reader.n)
     rows = {"index": np.arange(n, dtype=np.int64)} | reader.rows(slice(0, n))
     past = history(config.environment, reader.recipe["seed"], Split[reader.split.upper()], rows)
-    weights = log_weights(expert.algorithm, context_algorithm(config), past)
-    bound = log_upper_bound(config)
-    return [*lines, f"optimal (posterior sampling: {expert.reason}): {describe(weights, bound)}"]
+    context, seed = context_algorithm(config), reader.recipe["seed"]
+    weights = log_weights(expert.algorithm, context, past)
+    lower = None
+    if not weights.uncovered and weights.values.size and estimate(weights).lower_bound:
+        lower = log_lower_bound(expert.algorithm, context, config.environment, seed)
+    text = describe(weights, lower=lower, upper=log_upper_bound(config))
+    return [*lines, f"optimal (posterior sampling: {expert.reason}): {text}"]
 
 
-def describe(weights: LogWeights, bound: tuple[float, str] | None = None) -> str:
-    """One line: the estimate with its error and effective sample size, and all that must be said with it."""
+def describe(
+    weights: LogWeights, *, lower: tuple[float, float] | None = None, upper: tuple[float, str] | None = None
+) -> str:
+    """One line: the estimate with its error and effective sample size, and all that must be said with it.
+
+    lower: as `log_lower_bound`; upper: as `log_upper_bound`.
+    """
     notes: list[str] = []
     if weights.impossible:
         notes.append(f"{weights.impossible} trajectories left out, which the context as computed here would not play")
+    if weights.uncovered:
+        return "; ".join(["infinite", "the expert may play what the context never does there", *notes])
     if not weights.values.size:
         return "; ".join(["not estimated", *notes])
     found = estimate(weights)
-    if weights.uncovered:
-        notes.insert(0, "the expert may play what the context never does there")
-        return "; ".join(["infinite", *notes])
     text = f"{_number(found.log)} (standard error {100 * found.relative_error:.0f} %), effective sample size "
     text += f"{found.effective_sample_size:.1f} of {found.trajectories} trajectories"
     if found.lower_bound:
         notes.insert(0, f"in practice a lower bound, as the mean weight {found.mean_weight:.2g} should be 1")
-    if bound is not None:
-        notes.append(f"at most {_number(bound[0])}: {bound[1]}")
+    if lower is not None:
+        mean, error = lower
+        notes.append(f"at least {_number(mean - 2 * error)} by the divergence in the expert's own plays")
+    if upper is not None:
+        notes.append(f"at most {_number(upper[0])}: {upper[1]}")
     return "; ".join([text, *notes])
 
 
 def _number(log: float) -> str:
     """exp(log), in powers of ten where it is large."""
+    if math.isinf(log):
+        return "infinity" if log > 0 else "0"
     return f"{math.exp(log):.3g}" if log < math.log(1e6) else f"10^{log / math.log(10):.1f}"

@@ -16,8 +16,7 @@ from icrl.algorithms import Algorithm, Draws, choose
 from icrl.algorithms.posterior import RidgePosterior
 from icrl.best_arm import BetaBest, gaussian_best
 from icrl.config import BernoulliBanditConfig, GaussianBanditConfig, GridWorldConfig, LinearBanditConfig
-from icrl.envs import BanditBatch, Batch, Observation
-from icrl.envs.tabular_mdp import SPARSE, draw_rewards, grid_weights, plan
+from icrl.envs import BanditBatch, Batch, MDPBatch, Observation
 from icrl.experts.posterior import BOX_PROPOSAL_VARIANCE, Normal, Tallies, gaussian_means, linear_best, noise_variance
 
 Float64Array = npt.NDArray[np.float64]
@@ -165,27 +164,34 @@ class DarkRoomPosterior(Reduced):
     """
 
     def __init__(self, environment: GridWorldConfig) -> None:
-        """Plans for every goal, once."""
         self._environment = environment
-        S, A, H = environment.n_states, environment.n_actions, environment.episode_length
-        weights = grid_weights(environment)
-        self._policy = np.empty((S, H, S), np.uint8)
-        rewards, values = np.empty((1, S, A), np.float32), np.empty((H, S, A))
-        for goal in range(S):
-            # the uniform in the middle of the goal's cell
-            draw_rewards(np.array([(goal + 0.5) / S], np.float32), rewards, SPARSE)
-            plan(weights, rewards, values, self._policy[goal])
+        self._policy: npt.NDArray[np.uint8] | None = None
 
     def reset(self, environments: Batch) -> None:
+        assert isinstance(environments, MDPBatch)
+        if self._policy is None:
+            # the moves are certain, and the same in all environments
+            self._policy = self._plan(environments.weights[0, 0].argmax(axis=2))
         self._possible = np.ones((len(environments.index), self._environment.n_states), np.bool_)
         self._row = np.arange(len(environments.index))
         self._round = 0
+
+    def _plan(self, next_state: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """uint8[G, H, S]: the optimal policy for every goal, with moves int64[S, A]; the lowest action wins ties."""
+        S, H = self._environment.n_states, self._environment.episode_length
+        policy, value = np.empty((S, H, S), np.uint8), np.zeros((S, S), np.int64)
+        for h in range(H - 1, -1, -1):
+            total = np.eye(S, dtype=np.int64)[:, :, None] + value[:, next_state]  # Q_h(s, a), [G, S, A]
+            policy[:, h] = total.argmax(axis=2)
+            value = total.max(axis=2)
+        return policy
 
     def observe(self, observation: Observation) -> None:
         assert observation is not None
         self._state = observation.astype(np.int64)
 
     def probabilities(self) -> Float64Array:
+        assert self._policy is not None
         best_BG = self._policy[:, self._round % self._environment.episode_length, self._state].T
         goals = np.stack(
             [np.count_nonzero((best_BG == a) & self._possible, axis=1) for a in range(self._environment.n_actions)],

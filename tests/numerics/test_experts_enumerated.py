@@ -21,7 +21,7 @@ from icrl.experts import (
     posterior_sampling,
     reduced_expert,
 )
-from icrl.ratio import estimate, log_weights
+from icrl.ratio import estimate, log_lower_bound, log_weights
 from icrl.rollout.replay import History, history, played, replay
 from icrl.streams import Split
 from tests.enumeration import every_trajectory, evidence_of, first_is_best
@@ -155,6 +155,19 @@ def test_the_estimate_of_a_ratio_against_its_exact_value():
     # (sum w)^2 / sum w^2 tends to n / R
     assert found.effective_sample_size == pytest.approx(count / want, rel=0.03)
     assert not found.lower_bound
+
+
+def test_the_lower_bound_is_the_divergence_of_the_laws():
+    expert = played_by(posterior_sampling(ENVIRONMENT).algorithm).prod(axis=1)
+    want = float((EVERY.evidence * expert * np.log(expert / 0.5**T)).sum())
+    uniform = algorithms.build(UniformConfig(), ENVIRONMENT)
+    sampling = posterior_sampling(ENVIRONMENT).algorithm
+    mean, error = log_lower_bound(sampling, uniform, ENVIRONMENT, 1, 20_000)
+    assert abs(mean - want) < 4.5 * error
+    assert error < 0.01
+    assert want < np.log(exact_ratio(expert, np.full(len(expert), 0.5**T)))
+    hard = algorithms.build(LinUCBConfig(), ENVIRONMENT)
+    assert log_lower_bound(sampling, hard, ENVIRONMENT, 1, 50)[0] == np.inf
 
 
 @pytest.mark.parametrize("algorithm", [SOFT, UniformConfig(), LinUCBConfig()], ids=["soft", "uniform", "hard"])

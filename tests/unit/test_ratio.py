@@ -1,6 +1,7 @@
 """The estimator of the distribution ratio on weights that are known, its bounds by hand, and its lines of text."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -81,8 +82,11 @@ def test_few_effective_trajectories_make_a_lower_bound():
     assert "infinite; the expert may play" in describe(weights(0.0, uncovered=True))
     assert "3 trajectories left out" in describe(weights(0.0, 0.0, impossible=3))
     assert describe(weights(impossible=2)).startswith("not estimated; 2 trajectories left out")
+    assert describe(weights(uncovered=True, impossible=2)).startswith("infinite; the expert may play")
     assert "10^26.1 (standard error" in describe(weights(30.0, 30.0, 30.0))
-    assert "at most 2: half" in describe(weights(0.0, 0.0), (math.log(2), "half"))
+    assert "at most 2: half" in describe(weights(0.0, 0.0), upper=(math.log(2), "half"))
+    assert "at least 7.39 by the divergence" in describe(weights(0.0, 0.0), lower=(2.2, 0.1))
+    assert "at least infinity" in describe(weights(0.0, 0.0), lower=(math.inf, 0.0))
 
 
 def test_upper_bounds_by_hand():
@@ -127,7 +131,12 @@ def test_lines_of_a_uniform_context(lines):
     assert first == "distillation: 1 (the expert is the context itself)"
     assert second.startswith("optimal (posterior sampling: Beta posterior, exact by quadrature): ")
     assert "of 200 trajectories; at most 729: a share of 1 of the trajectories is uniform" in second
-    assert "of 50 trajectories" in lines(BERNOULLI, (UNIFORM, 1.0), limit=50)[1]
+    long = lines(BernoulliBanditConfig(n_actions=3, horizon=40), (UNIFORM, 1.0), limit=50)[1]
+    assert "of 50 trajectories; in practice a lower bound" in long
+    assert "at most 10^19.1: a share of 1" in long
+    at_least = re.search(r"at least 10\^([0-9.]+) by the divergence", long)
+    assert at_least is not None
+    assert 6 < float(at_least[1]) < 19
 
 
 def test_lines_of_other_contexts(lines):
