@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from icrl.algorithms import Algorithm
-from icrl.config import AlgorithmConfig, Config, EnvironmentConfig, MixtureConfig, UniformConfig
+from icrl.config import AlgorithmConfig, Config, EnvironmentConfig, LinearBanditConfig, MixtureConfig, UniformConfig
 from icrl.experts import (
     context_algorithm,
     is_posterior_sampling,
@@ -35,6 +35,8 @@ FEW = 20
 """Effective sample size below which an estimate says little more than that the ratio is large."""
 
 
+_SLOW = 64
+"""Most trajectories where probabilities are shares of samples."""
 _OWN_PLAYS = 64
 """Trajectories that the expert itself plays where those of the context do not reach it."""
 
@@ -91,7 +93,7 @@ def log_weights(expert: Algorithm, context: Algorithm, past: History) -> LogWeig
     for t, (p, q) in enumerate(zip(rounds(expert, past), rounds(context, past), strict=True)):
         p_expert, p_context = smoothed(p, expert), smoothed(q, context)
         reached = ~impossible & (total > -np.inf)
-        uncovered |= bool(((p > 0) & (q == 0) & reached[:, None]).any())
+        uncovered |= bool(((p > 0) & (p_context == 0) & reached[:, None]).any())
         action = past.action[:, t]
         with np.errstate(divide="ignore", invalid="ignore"):
             step = np.log(played(p_expert, action)) - np.log(played(p_context, action))
@@ -200,7 +202,7 @@ def ratio_lines(config: Config, reader: Stored, limit: int = 256) -> list[str]:
     expert = posterior_sampling(config.environment)
     if expert.algorithm is None:
         return [*lines, f"optimal: not computed ({expert.reason})"]
-    n = min(limit, reader.n)
+    n = min(limit, reader.n, _SLOW if isinstance(config.environment, LinearBanditConfig) else limit)
     rows = {"index": np.arange(n, dtype=np.int64)} | reader.rows(slice(0, n))
     past = history(config.environment, reader.recipe["seed"], Split[reader.split.upper()], rows)
     context, seed = context_algorithm(config), reader.recipe["seed"]
@@ -221,19 +223,23 @@ def describe(
     """
     notes: list[str] = []
     if weights.impossible:
-        notes.append(f"{weights.impossible} trajectories left out, which the context as computed here would not play")
+        notes.append(f"left out {weights.impossible} that the context as computed here would not have played")
     if weights.uncovered:
         return "; ".join(["infinite", "the expert may play what the context never does there", *notes])
     if not weights.values.size:
         return "; ".join(["not estimated", *notes])
     found = estimate(weights)
-    text = f"{_number(found.log)} (standard error {100 * found.relative_error:.0f} %), effective sample size "
-    text += f"{found.effective_sample_size:.1f} of {found.trajectories} trajectories"
+    ess = f"effective sample size {found.effective_sample_size:.1f} of {found.trajectories} trajectories"
+    text = f"{_number(found.log)} (standard error {100 * found.relative_error:.0f} %), {ess}"
     if found.lower_bound:
-        notes.insert(0, f"in practice a lower bound, as the mean weight {found.mean_weight:.2g} should be 1")
+        because = f"the mean weight {found.mean_weight:.2g} should be 1"
+        if found.log < 0:  # no ratio is below 1
+            text = f"not reached by these trajectories, as {because}; {ess}"
+        else:
+            notes.insert(0, f"in practice a lower bound, as {because}")
     if lower is not None:
         mean, error = lower
-        notes.append(f"at least {_number(mean - 2 * error)} by the divergence in the expert's own plays")
+        notes.append(f"at least {_number(max(mean - 2 * error, 0))} by the divergence in the expert's own plays")
     if upper is not None:
         notes.append(f"at most {_number(upper[0])}: {upper[1]}")
     return "; ".join([text, *notes])

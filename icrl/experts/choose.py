@@ -59,9 +59,12 @@ def reduced_expert(config: Config) -> ReducedExpert:
 
 
 def context_algorithm(config: Config) -> Algorithm:
-    """Alg_0 as one algorithm: the component itself, or the mixture of several over whole trajectories."""
+    """Alg_0 as one algorithm: the component itself, or the mixture of several over whole trajectories.
+
+    A component that is posterior sampling is `posterior_sampling`, whose probabilities are as exact or exacter.
+    """
     every = played(config.context)
-    built = [algorithms.build(component.algorithm, config.environment) for component in every]
+    built = [_build(component.algorithm, config.environment) for component in every]
     return built[0] if len(built) == 1 else TrajectoryMixture(built, [component.weight for component in every])
 
 
@@ -115,6 +118,14 @@ def sees_environment(algorithm: AlgorithmConfig) -> bool:
 def played(context: tuple[ContextComponent, ...]) -> list[ContextComponent]:
     """The components that are ever drawn."""
     return [component for component in context if component.weight > 0]
+
+
+def _build(algorithm: AlgorithmConfig, environment: EnvironmentConfig) -> Algorithm:
+    if is_posterior_sampling(algorithm, environment):
+        exact = posterior_sampling(environment).algorithm
+        if exact is not None:
+            return exact
+    return algorithms.build(algorithm, environment)
 
 
 def _distillation(config: Config) -> ReducedExpert:

@@ -209,11 +209,9 @@ def linear_best(
             some = slice(first, first + 64)
             w = Normal(part.mean[some], part.root[some]).samples(z)
             weight = np.exp(box_log_weight(w))
-            best = np.argmax(w @ features[rows[some]].swapaxes(1, 2), axis=2)
-            for a in range(A):
-                mine = np.where(best == a, weight, 0)
-                total[rows[some], a] += mine.sum(axis=1)
-                square[rows[some], a] += (mine * mine).sum(axis=1)
+            best = _best(w, features[rows[some]])
+            total[rows[some]] += _by_action(best, weight, A)
+            square[rows[some]] += _by_action(best, weight * weight, A)
         sums, squares = total[rows].sum(axis=1), square[rows].sum(axis=1)
         rows = rows[sums * sums < _BOX_ESS * squares + (squares == 0)]
         if not rows.size:
@@ -239,7 +237,21 @@ def _shares(posterior: Normal, features: Float64Array, z: npt.NDArray[np.float32
     for first in range(0, B, 64):
         some = slice(first, first + 64)
         w = Normal(posterior.mean[some], posterior.root[some]).samples(z)
-        best = np.argmax(w @ features[some].swapaxes(1, 2), axis=2)
-        for a in range(A):
-            p[some, a] = np.count_nonzero(best == a, axis=1) / len(z)
+        best = _best(w, features[some])
+        p[some] = _by_action(best, np.ones(best.shape), A) / len(z)
     return BestAction(p, np.sqrt(p * (1 - p) / len(z)))
+
+
+def _best(w: Float64Array, features: Float64Array) -> npt.NDArray[np.int64]:
+    """int64[B, S]: the best of the actions float64[B, A, d] for each w* float64[B, S, d]."""
+    value = w @ features.swapaxes(1, 2)
+    best: npt.NDArray[np.int64] = value.argmax(axis=2)
+    return best
+
+
+def _by_action(best: npt.NDArray[np.int64], weight: Float64Array, n_actions: int) -> Float64Array:
+    """float64[B, A]: the weights float64[B, S] of the samples whose best action int64[B, S] is each."""
+    B = len(best)
+    at = best + n_actions * np.arange(B)[:, None]
+    total = np.bincount(at.reshape(-1), weights=weight.reshape(-1), minlength=B * n_actions)
+    return total.reshape(B, n_actions).astype(np.float64)

@@ -1,5 +1,6 @@
 """The estimator of the distribution ratio on weights that are known, its bounds by hand, and its lines of text."""
 
+import dataclasses
 import math
 import re
 
@@ -25,7 +26,7 @@ from icrl.config import (
     UniformConfig,
     override,
 )
-from icrl.experts import posterior_sampling
+from icrl.experts import context_algorithm, posterior_sampling
 from icrl.ratio import LogWeights, describe, estimate, log_upper_bound, log_weights, ratio_lines
 from icrl.rollout.replay import history, replay
 from icrl.store import SplitReader, dataset_path, dataset_recipe
@@ -76,12 +77,16 @@ def test_few_effective_trajectories_make_a_lower_bound():
     even = estimate(weights(*np.zeros(100)))
     assert (even.value, even.effective_sample_size, even.lower_bound) == (1, 100, False)
     # a hundred trajectories that the expert would hardly have played, and one that it would
-    rare = weights(*[-20.0] * 100, 1.0)
+    rare = weights(*[-20.0] * 100, 4.0)
     assert estimate(rare).lower_bound
-    assert "in practice a lower bound, as the mean weight 0.027 should be 1" in describe(rare)
+    assert "in practice a lower bound, as the mean weight 0.54 should be 1" in describe(rare)
+    # none that it would: no ratio is below 1
+    none = describe(weights(*[-20.0] * 100, 1.0), lower=(5.0, 0.1))
+    assert none.startswith("not reached by these trajectories, as the mean weight 0.027 should be 1; effective sample")
+    assert "at least 122 by" in none
     assert "infinite; the expert may play" in describe(weights(0.0, uncovered=True))
-    assert "3 trajectories left out" in describe(weights(0.0, 0.0, impossible=3))
-    assert describe(weights(impossible=2)).startswith("not estimated; 2 trajectories left out")
+    assert "left out 3 that the context" in describe(weights(0.0, 0.0, impossible=3))
+    assert describe(weights(impossible=2)).startswith("not estimated; left out 2 that")
     assert describe(weights(uncovered=True, impossible=2)).startswith("infinite; the expert may play")
     assert "10^26.1 (standard error" in describe(weights(30.0, 30.0, 30.0))
     assert "at most 2: half" in describe(weights(0.0, 0.0), upper=(math.log(2), "half"))
@@ -132,7 +137,8 @@ def test_lines_of_a_uniform_context(lines):
     assert second.startswith("optimal (posterior sampling: Beta posterior, exact by quadrature): ")
     assert "of 200 trajectories; at most 729: a share of 1 of the trajectories is uniform" in second
     long = lines(BernoulliBanditConfig(n_actions=3, horizon=40), (UNIFORM, 1.0), limit=50)[1]
-    assert "of 50 trajectories; in practice a lower bound" in long
+    assert "not reached by these trajectories" in long
+    assert "of 50 trajectories" in long
     assert "at most 10^19.1: a share of 1" in long
     at_least = re.search(r"at least 10\^([0-9.]+) by the divergence", long)
     assert at_least is not None
@@ -145,6 +151,34 @@ def test_lines_of_other_contexts(lines):
     assert "at most 1.46e+03: a share of 0.5 of the trajectories is uniform" in mixed
     box = LinearBanditConfig(dim=2, n_actions=3, horizon=6)
     assert "cut off at the box, 1024 importance samples): " in lines(box, (UNIFORM, 1.0))[1]
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        GaussianBanditConfig(n_actions=3, horizon=20),
+        LinearBanditConfig(dim=2, n_actions=3, horizon=20, noise_std=1.0),
+    ],
+    ids=["gaussian", "linear"],
+)
+def test_monte_carlo_does_not_break_the_bound_of_a_mixture(environment):
+    """A component that is the expert has the expert's probabilities, however they are computed: w <= 2."""
+    if isinstance(environment, LinearBanditConfig):
+        environment = dataclasses.replace(environment, prior="gaussian")
+    experiment = config(environment, (THOMPSON, 1.0), (UNIFORM, 1.0))
+    # histories of uniform play: seldom the expert's
+    batch = rollout.generate(
+        dataclasses.replace(environment, prior="unit_box") if hasattr(environment, "prior") else environment,
+        config(environment, (UNIFORM, 1.0)).context,
+        0,
+        Split.TRAIN,
+        np.arange(60),
+    )
+    past = history(environment, 0, Split.TRAIN, {"index": batch.index, **batch.arrays()})
+    found = log_weights(posterior_sampling(environment).algorithm, context_algorithm(experiment), past)
+    assert found.values.max() <= math.log(2) + 1e-9
+    assert not found.uncovered
+    assert found.impossible == 0
 
 
 def test_lines_of_a_context_that_sees_the_environment(lines):
