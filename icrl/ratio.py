@@ -17,7 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from icrl.algorithms import Algorithm
-from icrl.config import AlgorithmConfig, Config, EnvironmentConfig, LinearBanditConfig, MixtureConfig, UniformConfig
+from icrl.config import (
+    AlgorithmConfig,
+    Config,
+    EnvironmentConfig,
+    GaussianBanditConfig,
+    LinearBanditConfig,
+    MixtureConfig,
+    UniformConfig,
+)
 from icrl.experts import (
     context_algorithm,
     is_posterior_sampling,
@@ -35,8 +43,8 @@ FEW = 20
 """Effective sample size below which an estimate says little more than that the ratio is large."""
 
 
-_SLOW = 64
-"""Most trajectories where probabilities are shares of samples."""
+_SLOW = 32
+"""Most trajectories where probabilities are shares of samples, or integrals over the whole line."""
 _OWN_PLAYS = 64
 """Trajectories that the expert itself plays where those of the context do not reach it."""
 
@@ -202,14 +210,15 @@ def ratio_lines(config: Config, reader: Stored, limit: int = 256) -> list[str]:
     expert = posterior_sampling(config.environment)
     if expert.algorithm is None:
         return [*lines, f"optimal: not computed ({expert.reason})"]
-    n = min(limit, reader.n, _SLOW if isinstance(config.environment, LinearBanditConfig) else limit)
+    slow = isinstance(config.environment, LinearBanditConfig | GaussianBanditConfig)
+    n = min(limit, reader.n, _SLOW if slow else limit)
     rows = {"index": np.arange(n, dtype=np.int64)} | reader.rows(slice(0, n))
     past = history(config.environment, reader.recipe["seed"], Split[reader.split.upper()], rows)
     context, seed = context_algorithm(config), reader.recipe["seed"]
     weights = log_weights(expert.algorithm, context, past)
     lower = None
     if not weights.uncovered and weights.values.size and estimate(weights).lower_bound:
-        lower = log_lower_bound(expert.algorithm, context, config.environment, seed)
+        lower = log_lower_bound(expert.algorithm, context, config.environment, seed, _SLOW if slow else _OWN_PLAYS)
     text = describe(weights, lower=lower, upper=log_upper_bound(config))
     return [*lines, f"optimal (posterior sampling: {expert.reason}): {text}"]
 
