@@ -9,11 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import icrl.envs
+from eval import reduced
 from eval.regret import Estimate, estimate
 from icrl.config import Config
-from icrl.loss import labels, log_loss
+from icrl.experts import LabelDivergence, labels
+from icrl.loss import log_loss
 from icrl.model import Transformer
 from icrl.store import SplitReader, dataset_path, dataset_recipe
 from icrl.streams import Split
@@ -36,6 +39,10 @@ class Imitation:
     """The same at every round, [T]."""
     agreement: float
     """Share of rounds in which the most likely action is the label."""
+    distance: reduced.Distance | None
+    """To the reduced expert, on the first trajectories; None where there is none that can be computed."""
+    approximation: LabelDivergence | None
+    """Of an approximate label from posterior sampling, on the first trajectories; None for other labels."""
 
 
 def open_test_split(config: Config) -> SplitReader:
@@ -55,20 +62,27 @@ def evaluate(config: Config, model: Transformer, reader: SplitReader, *, batch: 
     n = min(MAX_TRAJECTORIES, reader.n)
     size = batch or _batch_size(model)
     losses = np.empty((n, config.environment.horizon))
+    split = Split[reader.split.upper()]
+    first: list[Tensor] = []
     agreed = 0
     for start in range(0, n, size):
         indices = np.arange(start, min(start + size, n), dtype=np.int64)
-        rows = reader.rows(slice(start, start + len(indices)))
-        environments = icrl.envs.sample(model.environment, reader.recipe["seed"], Split[reader.split.upper()], indices)
-        action, optimal, action_set, reward = (
+        rows = {"index": indices} | reader.rows(slice(start, start + len(indices)))
+        environments = icrl.envs.sample(model.environment, reader.recipe["seed"], split, indices)
+        action, action_set, reward, label = (
             torch.from_numpy(values).to(model.device)
-            for values in (rows["action"], rows["optimal_action"], environments.action_set, rows["reward"])
+            for values in (rows["action"], environments.action_set, rows["reward"], labels(config, rows, split))
         )
-        label = labels(action, optimal, config.expert.label)
         logits = model(action_set, action.long(), reward)
         losses[start : start + len(indices)] = log_loss(logits, label).double().cpu().numpy()
         agreed += int((logits.argmax(-1) == label).sum())
-    return Imitation(n, estimate(losses.mean(axis=1)), estimate(losses), agreed / losses.size)
+        if start < reduced.MOST:
+            first.append(logits.double().softmax(-1).cpu())
+    few = min(n, reduced.MOST)
+    rows = {"index": np.arange(few, dtype=np.int64)} | reader.rows(slice(0, few))
+    distance = reduced.distance(config, rows, split, torch.cat(first)[:few].numpy())
+    approximation = reduced.approximation(config, rows, split)
+    return Imitation(n, estimate(losses.mean(axis=1)), estimate(losses), agreed / losses.size, distance, approximation)
 
 
 def _batch_size(model: Transformer) -> int:

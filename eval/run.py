@@ -14,7 +14,18 @@ from eval import figures, imitation, line_up, online
 from eval.line_up import TRANSFORMER
 from eval.online import Outcome
 from eval.regret import Ratio, cumulative, estimate, paired_difference, ratio_of_means
-from eval.results import AlgorithmResult, Curve, Expectation, ImitationResult, Results, load, metrics, save
+from eval.results import (
+    AlgorithmResult,
+    ApproximationResult,
+    Curve,
+    Expectation,
+    ImitationResult,
+    ReducedResult,
+    Results,
+    load,
+    metrics,
+    save,
+)
 from icrl.board import Board, Record, read_records
 from icrl.config import Config, config_hash, identity, to_dict
 from icrl.files import canonical_json, sha256_bytes, sha256_file, sweep_partials
@@ -143,14 +154,7 @@ def _evaluate(
     found = None
     if reader is not None:
         progress(f"imitation: {min(reader.n, imitation.MAX_TRAJECTORIES):,} test trajectories")
-        measured = imitation.evaluate(config, model, reader)
-        found = ImitationResult(
-            trajectories=measured.trajectories,
-            test_log_loss=float(measured.log_loss.mean),
-            test_log_loss_se=float(measured.log_loss.standard_error),
-            agreement=measured.agreement,
-            log_loss_by_round=Curve.of(measured.log_loss_by_round),
-        )
+        found = _imitation(imitation.evaluate(config, model, reader))
     by_name = {outcome.entrant.name: cumulative(outcome.suboptimality) for outcome in outcomes}
     teacher = next((o.entrant.name for o in outcomes if o.entrant.role == "teacher"), None)
     uniform = next(
@@ -177,6 +181,30 @@ def _evaluate(
         uniform_ratio=uniform_ratio,
         imitation=found,
         expectations=_judge(config, teacher_ratio, uniform_ratio),
+    )
+
+
+def _imitation(measured: imitation.Imitation) -> ImitationResult:
+    near, label = measured.distance, measured.approximation
+    return ImitationResult(
+        trajectories=measured.trajectories,
+        test_log_loss=float(measured.log_loss.mean),
+        test_log_loss_se=float(measured.log_loss.standard_error),
+        agreement=measured.agreement,
+        log_loss_by_round=Curve.of(measured.log_loss_by_round),
+        reduced=None
+        if near is None
+        else ReducedResult(
+            trajectories=near.trajectories,
+            what=near.what,
+            kl=float(near.kl.mean),
+            kl_se=float(near.kl.standard_error),
+            hellinger=float(near.hellinger.mean),
+            hellinger_se=float(near.hellinger.standard_error),
+        ),
+        approximation=None
+        if label is None
+        else ApproximationResult(label.trajectories, label.how, label.mean, label.standard_error),
     )
 
 

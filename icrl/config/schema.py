@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from icrl.config.algorithms import (
+    BANDITS,
     AlgorithmConfig,
     ContextComponent,
     EmpiricalMeanConfig,
@@ -59,8 +60,22 @@ class StorageConfig(Section):
 class ExpertConfig(Section):
     """Alg_E, which labels the trajectories."""
 
-    label: Literal["distillation", "optimal"] = "distillation"
-    """distillation: the context's own action (algorithm distillation); optimal: the environment's best action (DPT)."""
+    label: Literal["distillation", "optimal", "approximate"] = "distillation"
+    """distillation: the context's own action (algorithm distillation); optimal: the environment's best action (DPT);
+    approximate: the best action as estimated from the whole trajectory (approximate DPT)."""
+    estimator: Literal["empirical_mean", "posterior_mean", "posterior_sample"] | None = None
+    """How `approximate` estimates it. empirical_mean: the best mean reward among the actions that were played;
+    posterior_mean: the best posterior mean of the reward; posterior_sample: best in an environment drawn from the
+    posterior. null: empirical_mean."""
+
+    @property
+    def estimates_by(self) -> str:
+        """The estimator of `approximate`."""
+        return self.estimator or "empirical_mean"
+
+    def problems(self) -> Iterator[Problem]:
+        if self.estimator is not None and self.label != "approximate":
+            yield Problem("estimator", self.estimator, f"null with label {self.label}", "set expert.label=approximate")
 
 
 @dataclass(frozen=True)
@@ -243,6 +258,40 @@ class RunConfig(Section):
         yield from directory_problems("dir", self.dir)
 
 
+BOX_DIM = 8
+"""Largest dimension in which a posterior under the prior unit_box is sampled: rejection takes 2.1^dim attempts."""
+
+
+def expert_problems(expert: ExpertConfig, environment: EnvironmentConfig) -> Iterator[Problem]:
+    """Why an expert cannot label this environment's trajectories, if it cannot; paths are the config's."""
+    if expert.label != "approximate":
+        return
+    if environment.kind not in BANDITS:
+        yield Problem(
+            "expert.label", "approximate", f"distillation or optimal with environment.kind={environment.kind}"
+        )
+        return
+    path, got = "expert.estimator", expert.estimates_by
+    linear = environment if isinstance(environment, LinearBanditConfig) else None
+    if got == "empirical_mean":
+        if linear is not None and linear.action_set == "fresh":
+            yield Problem(
+                path, got, "posterior_mean or posterior_sample: the actions of fresh sets have no mean of their own"
+            )
+        return
+    if getattr(environment, "noise_std", 1.0) == 0 and (linear is None or linear.noise != "bernoulli"):
+        yield Problem(path, got, "empirical_mean where environment.noise_std is 0", "or give the rewards noise")
+    if got == "posterior_sample" and linear is not None:
+        known = linear.noise == "gaussian" and linear.prior in ("gaussian", "unit_box")
+        if not known or (linear.prior == "unit_box" and linear.dim > BOX_DIM):
+            yield Problem(
+                path,
+                got,
+                "empirical_mean or posterior_mean: the posterior is sampled exactly only with noise gaussian, under "
+                f"the prior gaussian or, up to dim {BOX_DIM}, unit_box",
+            )
+
+
 _ALGORITHMS: tuple[PlainAlgorithmConfig, ...] = (
     UniformConfig(),
     OptimalConfig(),
@@ -289,6 +338,7 @@ class Config(Section):
             yield Problem("context", weights, "at least one weight above 0", "raise one of the weights")
         yield from self._strangers()
         yield from array_misfits("dataset.materialise", self.dataset.materialise, self.environment)
+        yield from expert_problems(self.expert, self.environment)
         if self.train.global_batch > self.dataset.train:
             yield Problem(
                 "train.global_batch",
