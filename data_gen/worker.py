@@ -5,17 +5,13 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-import icrl.envs
-import icrl.rollout
 from data_gen.plan import ShardTask
 from icrl.config import Config
+from icrl.source import stored_arrays
 from icrl.store import arrays_for, dataset_recipe, geometry_for, write_shard
-from icrl.streams import Split
 
 
 @dataclass(frozen=True)
@@ -28,18 +24,6 @@ class ShardStats:
     write_s: float
     node: str = ""
     """The Ray node it was written on."""
-
-
-def stored_arrays(config: Config, split: str, indices: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
-    """The arrays that a config stores for these trajectories: each [B, *row_shape] (`icrl.store.arrays_for`)."""
-    key = Split[split.upper()]
-    seed = config.dataset.seed
-    batch = icrl.rollout.generate(config.environment, config.context, seed, key, indices)
-    arrays = batch.arrays()
-    if config.dataset.materialise:
-        environments = icrl.envs.sample(config.environment, seed, key, indices)
-        arrays |= {name: getattr(environments, name) for name in config.dataset.materialise}
-    return arrays
 
 
 class TrajectoryWorker:
