@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import typer
+
 from icrl import cli
+from icrl.config import Config
 
 app = cli.application("Generate a dataset of trajectories; the same command resumes.")
 
@@ -21,13 +24,15 @@ def main(
     with cli.usage_errors():
         loaded = cli.read(config, overrides, print_config)
         from data_gen.plan import plan
-        from icrl.files import require_free, size_text
+        from icrl.files import require_free
 
         planned = plan(loaded.config)
         require_free(planned.dataset, planned.bytes_needed)
-    cli.say(f"dataset         {planned.dataset}")
-    cli.say(f"trajectories    {planned.trajectories:,} in {planned.shards} shards, {size_text(planned.bytes)}")
-    cli.say(f"missing         {planned.trajectories_missing:,} in {len(planned.tasks)} shards")
+    cli.say(planned.describe())
+    _refuse_leaks(loaded.config)
+    if planned.virtual:
+        cli.say(f"nothing to write; next: {cli.command('train', config, overrides)}")
+        return
     if dry_run:
         return
     from data_gen.generate import generate
@@ -39,6 +44,17 @@ def main(
         summary = generate(loaded.config, progress=lambda now: progress.update(now.trajectories))
         progress.finish(f"{summary.trajectories_written:,} trajectories by {summary.actors or 'no'} actors")
     cli.say(f"next: {cli.command('train', config, overrides)}")
+
+
+def _refuse_leaks(config: Config) -> None:
+    """Say whether the splits share environments; a leak ends the command."""
+    from icrl.envs.leakage import leakage
+    from icrl.store import dataset_recipe
+
+    found = leakage(config.environment, config.dataset.seed, dataset_recipe(config)["sizes"])
+    cli.say(f"splits          {found.describe()}")
+    if found.found:
+        raise typer.Exit(cli.FAILED)
 
 
 if __name__ == "__main__":

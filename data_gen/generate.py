@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from data_gen.plan import ShardTask, plan
-from data_gen.worker import ShardStats, TrajectoryWorker
+from data_gen.worker import IN_FLIGHT, ShardStats, TrajectoryWorker
 from icrl.config import Config
 from icrl.files import locked, make_directory, require_free, sweep_partials
 from icrl.run_dir import environment
@@ -123,8 +123,7 @@ def _actor_count(asked: int | Literal["auto"], tasks: int) -> int:
 
 def _written(config: Config, dataset: Path, tasks: Sequence[ShardTask], actors: int) -> Iterator[ShardStats]:
     if actors == 0:
-        worker = TrajectoryWorker(config, dataset)
-        yield from (worker.write(task) for task in tasks)
+        yield from TrajectoryWorker(config, dataset).write_all(tasks)
     else:
         yield from _written_by_actors(config, dataset, tasks, actors)
 
@@ -139,11 +138,13 @@ class TrajectoryActor(TrajectoryWorker):
 
 
 def _written_by_actors(config: Config, dataset: Path, tasks: Sequence[ShardTask], actors: int) -> Iterator[ShardStats]:
-    """Hand out shards to actors that are up, one at a time each: at most `actors` shards are in flight."""
+    """Hand out shards to actors that are up: at most `IN_FLIGHT` are in the hands of each."""
     import ray
 
-    remote: Any = ray.remote(
+    actor_class: Any = ray.remote  # its stubs do not know max_concurrency
+    remote = actor_class(
         num_cpus=1,
+        max_concurrency=IN_FLIGHT,
         # over all nodes, and never inside the reservation of a sweep's trial, which has no CPU to give
         scheduling_strategy="SPREAD",
         max_restarts=-1,
@@ -152,14 +153,16 @@ def _written_by_actors(config: Config, dataset: Path, tasks: Sequence[ShardTask]
     )(TrajectoryActor)
     # an actor whose CPU is still taken by others holds no shard, so it delays none; without a handle left it is ended
     in_flight = {actor.ready.remote(): actor for actor in [remote.remote(config, dataset) for _ in range(actors)]}
-    waiting = iter(tasks)
+    waiting = deque(tasks)
     left = len(tasks)
     while left:
         (answer,), _ = ray.wait(list(in_flight), num_returns=1)
         actor = in_flight.pop(answer)
         stats = ray.get(answer)
-        if (task := next(waiting, None)) is not None:
-            in_flight[actor.write.remote(task)] = actor
+        # a second shard only where the others do not lack a first one
+        for _ in range(IN_FLIGHT if stats is None and len(waiting) > actors else 1):
+            if waiting:
+                in_flight[actor.write.remote(waiting.popleft())] = actor
         if stats is not None:
             left -= 1
             yield stats

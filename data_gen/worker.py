@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,14 +30,23 @@ class ShardStats:
     """The Ray node it was written on."""
 
 
+IN_FLIGHT = 2
+"""Shards that a worker has in hand at most: one is generated while the one before it is written."""
+
+
 class TrajectoryWorker:
-    """Writes shards of one dataset. Has no state between shards, so a restarted worker is as good as a fresh one."""
+    """Writes shards of one dataset. Has no state between shards, so a restarted worker is as good as a fresh one.
+
+    `write` may be called by IN_FLIGHT threads: one of them generates at a time, the others write or wait. Neither the
+    rollout nor sums nor writing holds the GIL.
+    """
 
     def __init__(self, config: Config, dataset: Path) -> None:
         self._config = config
         self._dataset = dataset
         self._specs = arrays_for(config)
         self._sizes: dict[str, int] = dataset_recipe(config)["sizes"]
+        self._generating = threading.Lock()
 
     def ready(self) -> None:
         """Compile the rollout; an actor that has answered has its CPU and can be given shards."""
@@ -41,9 +54,24 @@ class TrajectoryWorker:
 
     def write(self, task: ShardTask) -> ShardStats:
         """Generate, write and commit one shard; doing it twice, or in two places at once, gives the same bytes."""
-        started = time.perf_counter()
-        arrays = stored_arrays(self._config, task.split, np.arange(task.start, task.stop, dtype=np.int64))
-        generated = time.perf_counter()
+        with self._generating:
+            started = time.perf_counter()
+            arrays = stored_arrays(self._config, task.split, np.arange(task.start, task.stop, dtype=np.int64))
+            generated = time.perf_counter()
         geometry = geometry_for(self._specs, self._sizes[task.split])
         size = write_shard(self._dataset, task.split, task.shard, arrays, self._specs, geometry)
         return ShardStats(task, size, generated - started, time.perf_counter() - generated)
+
+    def write_all(self, tasks: Iterable[ShardTask]) -> Iterator[ShardStats]:
+        """The shards in this process, IN_FLIGHT of them at a time, reported in their order."""
+        with ThreadPoolExecutor(IN_FLIGHT, "shard") as threads:
+            written: deque[Future[ShardStats]] = deque()
+            try:
+                for task in tasks:
+                    if len(written) == IN_FLIGHT:
+                        yield written.popleft().result()
+                    written.append(threads.submit(self.write, task))
+                while written:
+                    yield written.popleft().result()
+            finally:
+                threads.shutdown(wait=True, cancel_futures=True)

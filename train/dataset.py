@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -53,10 +53,10 @@ class _Window:
     """Inner chunks, in the epoch's order."""
     order: Indices
     """order[i]: which row of the concatenated chunks stands at position first + i."""
-    starts: Indices
-    """First row of each chunk in the concatenation."""
-    bases: Indices
-    """First trajectory of each chunk, counted from the epoch's first."""
+    starts: list[int]
+    """First row of each chunk in the concatenation, and the end."""
+    trajectories: Indices
+    """The trajectory of each row of the concatenation, counted from the epoch's first."""
 
 
 class TrajectoryStream:
@@ -129,6 +129,8 @@ class TrajectoryStream:
             at, until = self._own_before(start) - origin, self._own_before(stop) - origin
             parts.append({name: values[at:until] for name, values in mine.items()})
         # a copy even of one part: torch shares the memory that it is given, and the cache is not to be written to
+        if len(parts) == 1:
+            return {name: values.copy() for name, values in parts[0].items()}
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def indices(self, step: int) -> Indices:
@@ -137,9 +139,7 @@ class TrajectoryStream:
         pieces = []
         for number, start, stop in self._pieces(epoch, first, first + self._global_batch):
             window = self._window(epoch, number)
-            rows = window.order[start - window.first : stop - window.first]
-            chunk = np.searchsorted(window.starts, rows, side="right") - 1
-            pieces.append(window.bases[chunk] + rows - window.starts[chunk])
+            pieces.append(window.trajectories[window.order[start - window.first : stop - window.first]])
         return np.concatenate(pieces) + self._first_index(epoch)
 
     def _first_index(self, epoch: int) -> int:
@@ -174,11 +174,10 @@ class TrajectoryStream:
     def _permute_window(self, epoch: int, number: int) -> _Window:
         chunks, firsts = self._epoch_layout(epoch)
         own = chunks[number * WINDOW_CHUNKS : (number + 1) * WINDOW_CHUNKS]
-        ranges = np.array([self._source.geometry.chunk_range(chunk) for chunk in own.tolist()], np.int64)
-        sizes = ranges[:, 1] - ranges[:, 0]
-        size = int(sizes.sum())
-        order = permutation(self._seed, self._split, Stream.ORDER, size, key=(epoch << 32) + number + 1)
-        return _Window(firsts[number], own, order, np.cumsum(sizes) - sizes, ranges[:, 0])
+        parts = [np.arange(*self._source.geometry.chunk_range(chunk)) for chunk in own.tolist()]
+        starts = list(accumulate(map(len, parts), initial=0))
+        order = permutation(self._seed, self._split, Stream.ORDER, starts[-1], key=(epoch << 32) + number + 1)
+        return _Window(firsts[number], own, order, starts, np.concatenate(parts))
 
     def _gathered(self, epoch: int, number: int) -> Batch:
         """This rank's rows of a window, in order."""
@@ -213,20 +212,20 @@ class TrajectoryStream:
 
     def _gather(self, key: tuple[int, int]) -> Batch:
         epoch, window = key[0], self._window(*key)
-        within = (window.first + np.arange(len(window.order))) % self._global_batch
-        rows = window.order[(within >= self._offset) & (within < self._offset + self._share)]
-        chunk = np.searchsorted(window.starts, rows, side="right") - 1
-        batch: Batch = {"index": window.bases[chunk] + rows - window.starts[chunk] + self._first_index(epoch)}
+        rows, whole = window.order, self._share == self._global_batch
+        if not whole:
+            within = (window.first + np.arange(len(rows))) % self._global_batch
+            rows = rows[(within >= self._offset) & (within < self._offset + self._share)]
+        batch: Batch = {"index": window.trajectories[rows] + self._first_index(epoch)}
         for spec in self._source.specs:
             batch[spec.name] = np.empty((len(rows), *spec.row_shape), spec.dtype)
         place = np.full(len(window.order), -1)
         place[rows] = np.arange(len(rows))
         numbers = window.chunks + (epoch * self._source.geometry.n_chunks if self._fresh else 0)
         # a chunk at a time: its pages are read in order, and its rows scattered to their places
-        ends = [*window.starts[1:], len(place)]
-        for number, start, end in zip(numbers.tolist(), window.starts.tolist(), ends, strict=True):
+        for number, (start, end) in zip(numbers.tolist(), pairwise(window.starts), strict=True):
             to = place[start:end]
-            mine = None if len(rows) == len(place) else np.flatnonzero(to >= 0)
+            mine = None if whole else np.flatnonzero(to >= 0)
             to = to if mine is None else to[mine]
             for name, values in self._source.chunk(number, mine).items():
                 _records(batch[name])[to] = _records(values)
