@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 import typer
 
 from icrl import cli
@@ -24,7 +26,7 @@ def main(
     with cli.usage_errors():
         loaded = cli.read(config, overrides, print_config)
         from data_gen.plan import plan
-        from icrl.files import require_free
+        from icrl.files import require_free, size_text
 
         planned = plan(loaded.config)
         require_free(planned.dataset, planned.bytes_needed)
@@ -42,7 +44,14 @@ def main(
     with cli.work_errors(), ray_for_actors(loaded.config, planned), Progress() as progress:
         progress.start("generate", max(planned.trajectories_missing, 1))
         summary = generate(loaded.config, progress=lambda now: progress.update(now.trajectories))
-        progress.finish(f"{summary.trajectories_written:,} trajectories by {summary.actors or 'no'} actors")
+        rate = summary.trajectories_written / max(summary.seconds, 1e-9)
+        progress.finish(
+            f"{summary.trajectories_written:,} trajectories by {summary.actors or 'no'} actors, {rate:,.0f}/s"
+        )
+    if summary.shards_written:
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        cli.say(f"time            {summary.seconds:,.1f} s, {summary.cpu_s:,.1f} s of CPU in rollouts and writing")
+        cli.say(f"peak memory     {size_text(own)} this process, {size_text(summary.peak_bytes)} the largest worker")
     cli.say(f"next: {cli.command('train', config, overrides)}")
 
 

@@ -49,6 +49,10 @@ class Summary:
     """Time spent in rollouts, summed over actors."""
     write_s: float
     """Time spent writing, summed over actors."""
+    cpu_s: float
+    """CPU time of both, summed over actors."""
+    peak_bytes: int
+    """Most memory that a process which wrote shards has had resident; 0 if none was written."""
     seconds: float
     """Wall time."""
     shards_by_node: dict[str, int]
@@ -106,6 +110,8 @@ def _summary(config: Config, done: Sequence[ShardStats], actors: int, started: f
         actors=actors,
         generate_s=sum(stats.generate_s for stats in done),
         write_s=sum(stats.write_s for stats in done),
+        cpu_s=sum(stats.cpu_s for stats in done),
+        peak_bytes=max((stats.peak_bytes for stats in done), default=0),
         seconds=time.perf_counter() - started,
         shards_by_node=dict(Counter(stats.node for stats in done if stats.node)),
     )

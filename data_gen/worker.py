@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 import time
 from collections import deque
@@ -26,6 +27,10 @@ class ShardStats:
     bytes: int
     generate_s: float
     write_s: float
+    cpu_s: float
+    """CPU time, of generating and writing together."""
+    peak_bytes: int
+    """Most memory that the process which wrote it has had resident so far."""
     node: str = ""
     """The Ray node it was written on."""
 
@@ -54,13 +59,21 @@ class TrajectoryWorker:
 
     def write(self, task: ShardTask) -> ShardStats:
         """Generate, write and commit one shard; doing it twice, or in two places at once, gives the same bytes."""
+        cpu = time.thread_time()
         with self._generating:
             started = time.perf_counter()
             arrays = stored_arrays(self._config, task.split, np.arange(task.start, task.stop, dtype=np.int64))
             generated = time.perf_counter()
         geometry = geometry_for(self._specs, self._sizes[task.split])
         size = write_shard(self._dataset, task.split, task.shard, arrays, self._specs, geometry)
-        return ShardStats(task, size, generated - started, time.perf_counter() - generated)
+        return ShardStats(
+            task,
+            size,
+            generated - started,
+            time.perf_counter() - generated,
+            time.thread_time() - cpu,
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        )
 
     def write_all(self, tasks: Iterable[ShardTask]) -> Iterator[ShardStats]:
         """The shards in this process, IN_FLIGHT of them at a time, reported in their order."""
