@@ -62,6 +62,7 @@ def run(quick: bool) -> dict[str, Any]:  # noqa: FBT001 - the signature of every
 def _dataset(folder: Path, n: int) -> Config:
     """An empty dataset for the trajectories."""
     config = Config(dataset=DatasetConfig(path=str(folder), train=n, validation=1, test=0))
+    folder.mkdir()
     initialise(folder, config, {})
     return config
 
@@ -78,8 +79,8 @@ def _writers(arrays: Arrays, n: int, folder: Path, size: int) -> dict[str, Any]:
     geometry = geometry_for(specs, n)
     shards = _shards(arrays, geometry)
 
-    def write_shards() -> None:  # as a worker does: IN_FLIGHT at a time
-        with ThreadPoolExecutor(IN_FLIGHT) as threads:
+    def write_shards() -> None:  # as two workers do, while each generates another shard
+        with ThreadPoolExecutor(2 * (IN_FLIGHT - 1)) as threads:
             list(threads.map(lambda i: write_shard(ours, "train", i, shards[i], specs, geometry), range(len(shards))))
 
     def write_zarr() -> None:

@@ -165,10 +165,11 @@ def _written_by_actors(config: Config, dataset: Path, tasks: Sequence[ShardTask]
         (answer,), _ = ray.wait(list(in_flight), num_returns=1)
         actor = in_flight.pop(answer)
         stats = ray.get(answer)
-        # a second shard only where the others do not lack a first one
-        for _ in range(IN_FLIGHT if stats is None and len(waiting) > actors else 1):
-            if waiting:
-                in_flight[actor.write.remote(waiting.popleft())] = actor
+        handed = 0
+        # more than one only to an actor that begins, and not what others would lack
+        while waiting and (handed == 0 or (stats is None and handed < IN_FLIGHT and len(waiting) > actors)):
+            in_flight[actor.write.remote(waiting.popleft())] = actor
+            handed += 1
         if stats is not None:
             left -= 1
             yield stats

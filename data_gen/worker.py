@@ -35,8 +35,8 @@ class ShardStats:
     """The Ray node it was written on."""
 
 
-IN_FLIGHT = 2
-"""Shards that a worker has in hand at most: one is generated while the one before it is written."""
+IN_FLIGHT = 3
+"""Shards that a worker has in hand at most: one is generated while the two before it are on their way to the disk."""
 
 
 class TrajectoryWorker:
