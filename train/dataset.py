@@ -227,6 +227,8 @@ class TrajectoryStream:
             to = place[start:end]
             mine = None if whole else np.flatnonzero(to >= 0)
             to = to if mine is None else to[mine]
+            if not len(to):
+                continue
             for name, values in self._source.chunk(number, mine).items():
                 _records(batch[name])[to] = _records(values)
         return with_action_set(batch, self._environment, self._data_seed, self._split)
@@ -236,8 +238,8 @@ def _records(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The rows of an array as single elements, which NumPy moves several times faster: a view [rows]."""
     if values.ndim == 1:
         return values
-    size = values.itemsize * math.prod(values.shape[1:])
-    return values.reshape(len(values), -1).view(np.dtype((np.void, size)))[:, 0]
+    size = math.prod(values.shape[1:])
+    return values.reshape(len(values), size).view(np.dtype((np.void, size * values.itemsize)))[:, 0]
 
 
 def batches_in_order(
