@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import resource
+
+import typer
+
 from icrl import cli
+from icrl.config import Config
 
 app = cli.application("Generate a dataset of trajectories; the same command resumes.")
 
@@ -25,9 +30,11 @@ def main(
 
         planned = plan(loaded.config)
         require_free(planned.dataset, planned.bytes_needed)
-    cli.say(f"dataset         {planned.dataset}")
-    cli.say(f"trajectories    {planned.trajectories:,} in {planned.shards} shards, {size_text(planned.bytes)}")
-    cli.say(f"missing         {planned.trajectories_missing:,} in {len(planned.tasks)} shards")
+    cli.say(planned.describe())
+    _refuse_leaks(loaded.config)
+    if planned.virtual:
+        cli.say(f"nothing to write; next: {cli.command('train', config, overrides)}")
+        return
     if dry_run:
         return
     from data_gen.generate import generate
@@ -37,8 +44,26 @@ def main(
     with cli.work_errors(), ray_for_actors(loaded.config, planned), Progress() as progress:
         progress.start("generate", max(planned.trajectories_missing, 1))
         summary = generate(loaded.config, progress=lambda now: progress.update(now.trajectories))
-        progress.finish(f"{summary.trajectories_written:,} trajectories by {summary.actors or 'no'} actors")
+        rate = summary.trajectories_written / max(summary.seconds, 1e-9)
+        progress.finish(
+            f"{summary.trajectories_written:,} trajectories by {summary.actors or 'no'} actors, {rate:,.0f}/s"
+        )
+    if summary.shards_written:
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        cli.say(f"time            {summary.seconds:,.1f} s, {summary.cpu_s:,.1f} s of CPU in rollouts and writing")
+        cli.say(f"peak memory     {size_text(own)} this process, {size_text(summary.peak_bytes)} the largest worker")
     cli.say(f"next: {cli.command('train', config, overrides)}")
+
+
+def _refuse_leaks(config: Config) -> None:
+    """Say whether the splits share environments; a leak ends the command."""
+    from icrl.envs.leakage import leakage
+    from icrl.store import dataset_recipe
+
+    found = leakage(config.environment, config.dataset.seed, dataset_recipe(config)["sizes"])
+    cli.say(f"splits          {found.describe()}")
+    if found.found:
+        raise typer.Exit(cli.FAILED)
 
 
 if __name__ == "__main__":

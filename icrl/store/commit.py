@@ -18,7 +18,7 @@ from typing import Any
 import numpy.typing as npt
 
 from icrl.config import Config
-from icrl.files import PARTIAL, atomic_write, make_directory, read_json, write_json
+from icrl.files import PARTIAL, atomic_write_all, make_directory, read_json, write_json
 from icrl.store.recipe import SPLITS, Recipe, dataset_recipe, recipe_sha256, require_same_recipe
 from icrl.store.schema import ArraySpec, Geometry, array_metadata, arrays_for, geometry_for
 from icrl.store.shard import crc32c_of, encode_shard
@@ -148,12 +148,14 @@ def write_shard(
     """Write and commit one shard: `arrays` holds its rows, [stop - start, *row_shape] each. Returns bytes written."""
     start, stop = geometry.shard_range(shard)
     sums: dict[str, dict[str, Any]] = {}
+    files: dict[Path, list[bytes | npt.NDArray[Any]]] = {}
     for spec in specs:
         rows = arrays[spec.name]
         assert len(rows) == stop - start, (spec.name, len(rows), stop - start)
         buffers = encode_shard(rows, spec, geometry)
-        atomic_write(shard_file(dataset, split, spec, shard), buffers)
+        files[shard_file(dataset, split, spec, shard)] = buffers
         sums[spec.name] = {"bytes": geometry.shard_bytes(spec, shard), "crc32c": f"{crc32c_of(buffers):08x}"}
+    atomic_write_all(files)
     write_json(record_file(dataset, split, shard), {"shard": shard, "rows": stop - start, "arrays": sums})
     return sum(entry["bytes"] for entry in sums.values())
 

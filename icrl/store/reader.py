@@ -86,11 +86,12 @@ class SplitReader:
     def names(self) -> tuple[str, ...]:
         return tuple(spec.name for spec in self.specs)
 
-    def chunk(self, chunk: int) -> Arrays:
-        """One inner chunk of every array, as read-only views: [rows, *row_shape]."""
+    def chunk(self, chunk: int, rows: npt.NDArray[np.int64] | None = None) -> Arrays:
+        """One inner chunk of every array, as read-only views, or a copy of some of its rows: [rows, *row_shape]."""
         start, stop = self.geometry.chunk_range(chunk)
         shard, inside = divmod(chunk, self.geometry.chunks)
-        return {spec.name: self._mapped(spec, shard)[inside, : stop - start] for spec in self.specs}
+        views = {spec.name: self._mapped(spec, shard)[inside, : stop - start] for spec in self.specs}
+        return views if rows is None else {name: values[rows] for name, values in views.items()}
 
     def rows(self, rows: slice) -> Arrays:
         """Consecutive rows of every array, copied: [rows, *row_shape]."""
