@@ -59,11 +59,7 @@ _TWO = np.float32(2)
 
 def workspace(n_actions: int, dim: int) -> Rows:
     """A workspace of zeros for blocks of this size."""
-    return aligned(dim + SCRATCH + 2 * CHUNK + 4 * dim + n_actions * (dim + TABLES))
-
-
-def aligned(rows: int) -> Rows:
-    """A workspace of zeros of so many rows."""
+    rows = dim + SCRATCH + 2 * CHUNK + 4 * dim + n_actions * (dim + TABLES)
     raw = np.zeros(rows * int(PITCH) + 15, np.float32)
     skip = -(raw.ctypes.data // 4) % 16  # vectors that straddle two cache lines are half as fast
     return raw[skip : skip + rows * int(PITCH)]
