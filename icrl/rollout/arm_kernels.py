@@ -3,8 +3,7 @@
 The workspace is one of `lanes`, with rows of its own:
 
     BEST, ACTION        the largest value so far and its action (as a float)
-    rewards     CHUNK   noise, which rounds turn into rewards
-    actions     CHUNK   actions played, as floats
+    rewards     4       noise of 4 rounds, which they turn into rewards
     draws       4 A     the algorithm's random numbers: normals of 4 rounds, uniforms of 4 rounds, one action's betas
     tables      5 A     TRUTH (the means), SUM and COUNT of rewards, MEAN and WIDTH of the index
 
@@ -55,14 +54,13 @@ BERNOULLI, GAUSSIAN = range(2)
 """Laws of the rewards, as the kernel knows them."""
 
 TRUTH, SUM, COUNT, MEAN, WIDTH = range(5)
-CHUNK = 16
-"""Rounds between two writes of actions and rewards; a multiple of the 4 numbers of a Philox block."""
 TABLES = 5
 
 TAG_ENVIRONMENT_NORMAL = U(USE_NORMAL << 8 | Stream.ENVIRONMENT)
 TAG_REWARD_UNIFORM = U(USE_UNIFORM << 8 | Stream.REWARD)
 TAG_GAMMA = U(USE_GAMMA << 8 | Stream.ALGORITHM)
 
+Actions = npt.NDArray[np.uint8]
 Real = Any  # np.float32 inside compiled code
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
@@ -71,14 +69,16 @@ _INFINITY = np.float32(np.inf)
 BEST = U(0)
 ACTION = PITCH
 REWARDS = U(2) * PITCH
-ACTIONS = U(2 + CHUNK) * PITCH
-DRAWS = U(2 + 2 * CHUNK) * PITCH
+DRAWS = U(6) * PITCH
 """Where these rows start."""
 
 
 def workspace(n_actions: int) -> Rows:
     """A workspace of zeros for blocks of this size."""
-    return lanes.aligned(2 + 2 * CHUNK + (4 + TABLES) * n_actions)
+    size = (6 + (4 + TABLES) * n_actions) * int(PITCH)
+    raw = np.zeros(size + 15, np.float32)
+    skip = -(raw.ctypes.data // 4) % 16  # vectors that straddle two cache lines are half as fast
+    return raw[skip : skip + size]
 
 
 @njit(forceinline=True)
@@ -227,23 +227,26 @@ def explore(S: Rows, n_actions: int, epsilon: Real, per_unit: Real, u: Offset) -
 
 
 @njit(nogil=True)
-def pull(S: Rows, n_actions: int, law: int, noise_std: Real, slot: int) -> None:
-    """Play ACTION: noise in the rewards' row `slot` becomes a reward, and the action is noted."""
-    reward, noted, truths = REWARDS + row(slot), ACTIONS + row(slot), table(n_actions, TRUTH)
+def pull(
+    S: Rows, n_actions: int, law: int, noise_std: Real, t: int, to: Indices, action: Actions, rewards: Rows
+) -> None:
+    """Play ACTION: the noise of round t becomes a reward; both go to uint8[B T] and float32[B T], at to[w] + t."""
+    reward, truths = REWARDS + row(t % 4), table(n_actions, TRUTH)
     for w in range(W):
-        played = S[ACTION + w]
-        S[noted + w] = played
-        truth, noise = S[truths + row(np.int32(played)) + w], S[reward + w]
-        if law == BERNOULLI:
-            S[reward + w] = _ONE if noise < truth else _ZERO
-        else:
-            S[reward + w] = truth + noise_std * noise
+        played = np.int32(S[ACTION + w])
+        truth, noise = S[truths + row(played) + w], S[reward + w]
+        won = _ONE if noise < truth else _ZERO
+        seen = won if law == BERNOULLI else truth + noise_std * noise
+        S[reward + w] = seen
+        at = to[w] + U(t)
+        action[at] = np.uint8(played)
+        rewards[at] = seen
 
 
 @njit(nogil=True, error_model="numpy")
-def update_index(S: Rows, n_actions: int, ridge: Real, weight: Real, slot: int) -> None:
-    """Count the reward in row `slot` into SUM, COUNT, MEAN and WIDTH of ACTION."""
-    reward = REWARDS + row(slot)
+def update_index(S: Rows, n_actions: int, ridge: Real, weight: Real, t: int) -> None:
+    """Count the reward of round t into SUM, COUNT, MEAN and WIDTH of ACTION."""
+    reward = REWARDS + row(t % 4)
     sums, counts = table(n_actions, SUM), table(n_actions, COUNT)
     means, widths = table(n_actions, MEAN), table(n_actions, WIDTH)
     for w in range(W):
@@ -256,25 +259,14 @@ def update_index(S: Rows, n_actions: int, ridge: Real, weight: Real, slot: int) 
 
 
 @njit(nogil=True)
-def update_beta(S: Rows, n_actions: int, slot: int) -> None:
-    """Count the reward in row `slot` into the parameters of ACTION."""
-    reward, sums, counts = REWARDS + row(slot), table(n_actions, SUM), table(n_actions, COUNT)
+def update_beta(S: Rows, n_actions: int, t: int) -> None:
+    """Count the reward of round t into the parameters of ACTION."""
+    reward, sums, counts = REWARDS + row(t % 4), table(n_actions, SUM), table(n_actions, COUNT)
     for w in range(W):
         played = row(np.int32(S[ACTION + w])) + w
         seen = S[reward + w]
         S[sums + played] += seen
         S[counts + played] += _ONE - seen
-
-
-@njit(nogil=True)
-def write_back(S: Rows, t: int, rows: npt.NDArray[np.int64], action: npt.NDArray[np.uint8], reward: Rows) -> None:
-    """Rounds t .. t + CHUNK - 1 (those below T) of the lanes, to their rows of action and reward."""
-    end = min(CHUNK, action.shape[1] - t)
-    for lane in range(rows.size):
-        at = rows[lane]
-        for slot in range(end):
-            action[at, t + slot] = np.uint8(np.int32(S[ACTIONS + row(slot) + U(lane)]))
-            reward[at, t + slot] = S[REWARDS + row(slot) + U(lane)]
 
 
 def _compile(sources: int) -> Callable[..., None]:
@@ -289,31 +281,34 @@ def _compile(sources: int) -> Callable[..., None]:
         index: npt.NDArray[np.int64],
         rows: npt.NDArray[np.int64],
         S: Rows,
-        action: npt.NDArray[np.uint8],
+        action: Actions,
         reward: Rows,
         optimal_action: npt.NDArray[np.uint8],
     ) -> None:
         _ = sources
         prior_std, noise_std, ridge, weight, epsilon, per_unit = parameters
         k0, k1, split = key
-        words = np.empty(2 * LANES, np.uint64)
+        T = action.shape[1]
+        words, to = np.empty(2 * LANES, np.uint64), np.empty(LANES, np.uint64)
+        actions, rewards = action.reshape(-1), reward.reshape(-1)
         for first in range(0, index.size, LANES):
-            some = rows[first : first + LANES]
             for lane in range(LANES):  # a last block that is short is filled up with its first trajectory
-                i = U(index[first + lane if lane < some.size else first])
+                place = first + lane if first + lane < index.size else first
+                i = U(index[place])
+                to[lane] = U(rows[place]) * U(T)
                 words[lane], words[LANES + lane] = i & U(0xFFFFFFFF), i >> U(32)
             environment_rows(S, n_actions, law, prior_std, k0, k1, split, words)
             start(S, n_actions, _ONE if kind == PLAY_BETA_THOMPSON else _ZERO, ridge, weight)
             select_largest(S, n_actions, table(n_actions, TRUTH))  # `optimal` leaves ACTION as it is
-            for lane in range(some.size):
-                optimal_action[some[lane]] = np.uint8(np.int32(S[ACTION + U(lane)]))
-            for t in range(action.shape[1]):
-                slot, quarter = t % CHUNK, t % 4
+            for lane in range(min(LANES, index.size - first)):
+                optimal_action[rows[first + lane]] = np.uint8(np.int32(S[ACTION + U(lane)]))
+            for t in range(T):
+                quarter = t % 4
                 if quarter == 0:
                     if law == BERNOULLI:
-                        uniform_rows(S, REWARDS + row(slot), t // 4, k0, k1, split | TAG_REWARD_UNIFORM, words)
+                        uniform_rows(S, REWARDS, t // 4, k0, k1, split | TAG_REWARD_UNIFORM, words)
                     else:
-                        normal_rows(S, REWARDS + row(slot), t // 4, k0, k1, split | TAG_REWARD, words)
+                        normal_rows(S, REWARDS, t // 4, k0, k1, split | TAG_REWARD, words)
                     if kind in (PLAY_UNIFORM, PLAY_EPSILON_GREEDY):
                         uniform_rows(S, DRAWS, t // 4, k0, k1, split | TAG_UNIFORM, words)
                     elif kind == PLAY_GAUSSIAN_THOMPSON:
@@ -331,13 +326,11 @@ def _compile(sources: int) -> Callable[..., None]:
                     select_gaussian_thompson(S, n_actions, DRAWS + row(quarter * n_actions))
                 elif kind == PLAY_BETA_THOMPSON:
                     select_beta_thompson(S, n_actions, t, k0, k1, split | TAG_GAMMA, words)
-                pull(S, n_actions, law, noise_std, slot)
+                pull(S, n_actions, law, noise_std, t, to, actions, rewards)
                 if kind == PLAY_BETA_THOMPSON:
-                    update_beta(S, n_actions, slot)
+                    update_beta(S, n_actions, t)
                 elif kind >= PLAY_INDEX:
-                    update_index(S, n_actions, ridge, weight, slot)
-                if slot == CHUNK - 1 or t == action.shape[1] - 1:
-                    write_back(S, t - slot, some, action, reward)
+                    update_index(S, n_actions, ridge, weight, t)
 
     return rollout
 

@@ -71,11 +71,7 @@ _SQRT_3 = np.float32(3**0.5)
 def workspace(n_actions: int, dim: int) -> Rows:
     """A workspace of zeros for blocks of this size."""
     rows = 5 * dim + SCRATCH + 4 + n_actions * (dim + TABLES)
-    return aligned(rows + n_actions * dim + dim * dim + 2 * dim + 4)
-
-
-def aligned(rows: int) -> Rows:
-    """A workspace of zeros of so many rows."""
+    rows += n_actions * dim + dim * dim + 2 * dim + 4
     raw = np.zeros(rows * int(PITCH) + 15, np.float32)
     skip = -(raw.ctypes.data // 4) % 16  # vectors that straddle two cache lines are half as fast
     return raw[skip : skip + rows * int(PITCH)]
