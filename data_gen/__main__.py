@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -108,7 +108,7 @@ def repair_command(store: Store, sample: SampleSize = 8, full: Full = False, act
 
         if actors != "auto" and not actors.isdecimal():
             raise ValueError(f"--actors {actors}: expected a number, or auto")
-        number = "auto" if actors == "auto" else int(actors)
+        number: int | Literal["auto"] = "auto" if actors == "auto" else int(actors)
         recover_recipe(store)
     with cli.work_errors(), local_ray() if number else nullcontext(), Progress() as progress:
         progress.start("repair", 1)

@@ -3,7 +3,10 @@
     recipe.json                    what the dataset is
     README.md                      the same for people (`icrl.store.card`)
     <split>.zarr/                  a Zarr v3 group; <array>/c.<shard>[.0...] are its shards
-    _commits/<split>/<shard>.json  rows, and the size and crc32c of each array's file
+    _commits/<split>/<shard>.json  rows, and of each array's file the size and the crc32c of each inner chunk
+
+(A crc32c over the whole file would not do: that of any chunk followed by its own crc32c is the same number, so it would
+hold for every file of undamaged chunks, whatever they hold.)
 
 A shard's files are written aside, fsynced and renamed; then, last and in the same way, its commit record. A shard
 without a record is not data, whatever lies on disk. Generation is deterministic, so writing a shard twice is harmless.
@@ -23,7 +26,7 @@ from icrl.files import PARTIAL, atomic_write, make_directory, read_json, write_j
 from icrl.store.card import CARD_FILE, dataset_card
 from icrl.store.recipe import SPLITS, Recipe, dataset_recipe, recipe_sha256, require_same_recipe
 from icrl.store.schema import ArraySpec, Geometry, array_metadata, arrays_for, geometry_for
-from icrl.store.shard import crc32c_of, encode_shard
+from icrl.store.shard import chunk_sums, encode_shard
 from icrl.versions import KERNEL_VERSION, RNG_VERSION, SCHEMA_VERSION
 
 RECIPE_FILE = "recipe.json"
@@ -166,7 +169,7 @@ def write_shard(
         assert len(rows) == stop - start, (spec.name, len(rows), stop - start)
         buffers = encode_shard(rows, spec, geometry)
         atomic_write(shard_file(dataset, split, spec, shard), buffers)
-        sums[spec.name] = {"bytes": geometry.shard_bytes(spec, shard), "crc32c": f"{crc32c_of(buffers):08x}"}
+        sums[spec.name] = {"bytes": geometry.shard_bytes(spec, shard), "crc32c": chunk_sums(buffers)}
     write_json(record_file(dataset, split, shard), {"shard": shard, "rows": stop - start, "arrays": sums})
     return sum(entry["bytes"] for entry in sums.values())
 

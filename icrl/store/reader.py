@@ -121,7 +121,8 @@ class SplitReader:
                 path = shard_file(self.dataset, self.split, spec, shard)
                 raise ValueError(f"{path}: chunk {chunk} {problem}; {self._remedy}")
             self._checked[spec.name][chunk] = True
-        return values[inside]
+        whole: npt.NDArray[Any] = values[inside]
+        return whole
 
     def _mapped(self, spec: ArraySpec, shard: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint32]]:
         key = (spec.name, shard)

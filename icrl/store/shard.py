@@ -11,7 +11,7 @@ offset, so a shard is mapped into memory as one strided array.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,9 @@ def crc32c_bytes(buffer: bytes | npt.NDArray[Any]) -> bytes:
     return int(google_crc32c.value(buffer)).to_bytes(_CRC_BYTES, "little")
 
 
-def crc32c_of(buffers: Iterable[bytes | npt.NDArray[Any]]) -> int:
-    """The crc32c of several contiguous buffers, one after the other."""
-    crc = 0
-    for buffer in buffers:
-        crc = google_crc32c.extend(crc, buffer)
-    return crc
+def chunk_sums(buffers: Sequence[bytes | npt.NDArray[Any]]) -> list[str]:
+    """The crc32c of each inner chunk, in hex, from the buffers of `encode_shard`."""
+    return [f"{int.from_bytes(crc, 'little'):08x}" for crc in buffers[1:-1:2] if isinstance(crc, bytes)]
 
 
 def encode_shard(rows: npt.NDArray[Any], spec: ArraySpec, geometry: Geometry) -> list[bytes | npt.NDArray[Any]]:
@@ -65,11 +62,12 @@ def index_bytes(geometry: Geometry, present: int, size: int) -> bytes:
 
 
 def map_shard(
-    path: Path, spec: ArraySpec, geometry: Geometry, shard: int
+    path: Path, spec: ArraySpec, geometry: Geometry, shard: int, *, copy: bool = False
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint32]]:
     """The inner chunks of a shard file, mapped read-only: [chunks present, chunk_rows, *row_shape]; and their sums.
 
     The sums, uint32[chunks present], are as stored: `chunk_problem` holds a chunk to its own. The index is checked.
+    `copy` reads the file instead of mapping it.
 
     Raises:
         ValueError: if the file has another size or index than a shard of this array; names it.
@@ -78,7 +76,8 @@ def map_shard(
     actual = path.stat().st_size
     if actual != expected:
         raise ValueError(f"{path} has {actual} bytes, expected {expected}: a damaged shard")
-    mapped = np.memmap(path, np.uint8, mode="r").view(np.ndarray)  # slicing a memmap itself is slow
+    # slicing a memmap itself is slow
+    mapped = np.fromfile(path, np.uint8) if copy else np.memmap(path, np.uint8, mode="r").view(np.ndarray)
     start, stop = geometry.shard_range(shard)
     present = -(-(stop - start) // geometry.chunk_rows)
     stride = geometry.chunk_rows * spec.row_bytes + _CRC_BYTES
@@ -90,6 +89,6 @@ def map_shard(
 
 
 def chunk_problem(values: npt.NDArray[Any], crc32c: np.uint32) -> str | None:
-    """What is wrong with a whole inner chunk [chunk_rows, *row_shape], if its sum is not the stored one."""
+    """What is wrong with a whole inner chunk [chunk_rows, *row_shape], if its sum is not `crc32c`."""
     found = google_crc32c.value(values)
     return None if found == crc32c else f"has crc32c {found:08x}, expected {int(crc32c):08x}"

@@ -18,7 +18,7 @@ from icrl.store.commit import read_record, record_file, shard_file
 from icrl.store.recipe import SPLITS
 from icrl.store.recovery import Fault, metadata_faults, recover_recipe
 from icrl.store.schema import ArraySpec, Geometry, arrays_for, geometry_for
-from icrl.store.shard import chunk_problem, crc32c_of, map_shard
+from icrl.store.shard import chunk_problem, map_shard
 
 Regenerate = Callable[[str, npt.NDArray[np.int64]], Mapping[str, npt.NDArray[Any]]]
 """(split, indices) -> the stored arrays of these trajectories, made again."""
@@ -88,48 +88,41 @@ def _check_shard(
         record = read_record(dataset, split, shard)
         if record is None:
             return [Fault(record_path, NOT_COMMITTED, split, shard)]
-        sums = {
-            spec.name: (record["arrays"][spec.name]["bytes"], record["arrays"][spec.name]["crc32c"]) for spec in specs
-        }
         if (record["shard"], record["rows"]) != (shard, stop - start):
             return [Fault(record_path, f"is not the record of {stop - start} rows of shard {shard}", split, shard)]
+        known = {
+            name: (entry["bytes"], [int(crc, 16) for crc in entry["crc32c"]])
+            for name, entry in record["arrays"].items()
+        }
     except (OSError, ValueError) as error:
         return [Fault(record_path, str(error), split, shard)]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         return [Fault(record_path, f"is not a commit record ({error!r})", split, shard)]
     faults = []
     for spec in specs:
         path = shard_file(dataset, split, spec, shard)
-        if problem := _check_file(path, *sums[spec.name]):
-            inside = _chunks_problem(path, spec, geometry, shard)
-            if inside is None:  # the file agrees with itself: the record does not
-                faults.append(Fault(record_path, f"of {path.name} in {spec.name}: {problem}", split, shard))
-            else:
-                faults.append(Fault(path, problem + inside, split, shard))
+        problem, sums = _check_file(path, spec, geometry, shard)
+        if problem:
+            faults.append(Fault(path, problem, split, shard))
+        elif known.get(spec.name) != (geometry.shard_bytes(spec, shard), sums):
+            problem = f"does not agree with {path}, whose chunks are whole: one of the two is not of this shard"
+            faults.append(Fault(record_path, problem, split, shard))
     return faults
 
 
-def _chunks_problem(path: Path, spec: ArraySpec, geometry: Geometry, shard: int) -> str | None:
-    """Which inner chunks of a file that differs from its record are damaged; None if they all have their sums."""
+def _check_file(path: Path, spec: ArraySpec, geometry: Geometry, shard: int) -> tuple[str | None, list[int]]:
+    """What is wrong with a file in itself (its size, its index, a chunk), and the crc32c of its inner chunks."""
     try:
-        values, sums = map_shard(path, spec, geometry, shard)
-    except (OSError, ValueError):
-        return ""
-    damaged = [shard * geometry.chunks + i for i in range(len(values)) if chunk_problem(values[i], sums[i])]
-    return f" (chunks {damaged})" if damaged else None
-
-
-def _check_file(path: Path, size: object, crc32c: object) -> str | None:
-    try:
-        data = path.read_bytes()
+        # not mapped: a disk that cannot read a page would end the process
+        values, sums = map_shard(path, spec, geometry, shard, copy=True)
     except FileNotFoundError:
-        return "file is gone"
+        return "file is gone", []
     except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    if len(data) != size:
-        return f"has {len(data)} bytes, expected {size}"
-    crc = f"{crc32c_of([data]):08x}"
-    return None if crc == crc32c else f"has crc32c {crc}, expected {crc32c}"
+        return f"cannot be read: {error.strerror}", []
+    except ValueError as error:
+        return str(error).removeprefix(str(path)).lstrip(": "), []
+    problems = [(shard * geometry.chunks + i, chunk_problem(values[i], sums[i])) for i in range(len(values))]
+    return "; ".join(f"chunk {chunk} {problem}" for chunk, problem in problems if problem) or None, sums.tolist()
 
 
 def _sample(geometry: Geometry, bad: set[int], sample: int | None, seed: int) -> list[int]:

@@ -97,10 +97,9 @@ class Command:
 
 def fill(path: Path) -> None:
     """Write zeros until the disk is full."""
-    with path.open("wb") as file, contextlib.suppress(OSError):
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(bytes(65536))
-            file.flush()
 
 
 def require_intact(dataset: Path) -> int:

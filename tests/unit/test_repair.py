@@ -80,9 +80,13 @@ def command(*arguments, code):
 CHUNK = 256 * 10 * 4
 """Bytes of an inner chunk of `reward`."""
 DAMAGE = {
-    "a flipped byte": ("train.zarr/reward/c.3.0", lambda p: flip(p, 1000), r"has crc32c .*\(chunks \[3\]\)"),
-    "a flipped sum": ("train.zarr/reward/c.3.0", lambda p: flip(p, CHUNK + 1), r"has crc32c .*\(chunks \[3\]\)"),
-    "a flipped index": ("train.zarr/reward/c.3.0", lambda p: flip(p, CHUNK + 7), "has crc32c"),
+    "a flipped byte": ("train.zarr/reward/c.3.0", lambda p: flip(p, 1000), "chunk 3 has crc32c [0-9a-f]{8}, expected"),
+    "a flipped sum": (
+        "train.zarr/reward/c.3.0",
+        lambda p: flip(p, CHUNK + 1),
+        "chunk 3 has crc32c [0-9a-f]{8}, expected",
+    ),
+    "a flipped index": ("train.zarr/reward/c.3.0", lambda p: flip(p, CHUNK + 7), "its index is damaged"),
     "a truncated shard": ("train.zarr/action/c.8.0", lambda p: p.write_bytes(p.read_bytes()[:-1]), "bytes, expected"),
     "an empty shard": ("validation.zarr/source/c.1", lambda p: p.write_bytes(b""), "has 0 bytes, expected"),
     "a shard that is gone": ("train.zarr/means/c.0.0", lambda p: p.unlink(), "file is gone"),
@@ -96,8 +100,13 @@ DAMAGE = {
     ),
     "a wrong sum in a record": (
         "_commits/train/4.json",
-        lambda p: p.write_text(p.read_text().replace('"crc32c": "', '"crc32c": "0')),
-        "has crc32c",
+        lambda p: edit(p, arrays=json.loads(p.with_name("5.json").read_text())["arrays"]),
+        r"does not agree with .*c\.4.*, whose chunks are whole",
+    ),
+    "no sum in a record": (
+        "_commits/train/4.json",
+        lambda p: p.write_text(p.read_text().replace('"crc32c"', '"crc32"')),
+        "is not a commit record .KeyError",
     ),
     "a torn recipe": ("recipe.json", lambda p: p.write_bytes(p.read_bytes()[:50]), "is not valid JSON"),
     "an edited recipe": ("recipe.json", lambda p: edit(p, seed=1), "found -> expected.: seed: 1 -> 0"),
@@ -135,6 +144,16 @@ def test_damage_is_found_named_and_mended_and_nothing_else_is_touched(dataset, d
         assert changed == {name}
         assert done.mended == (dataset / name,)
     assert check(dataset).faults == ()
+
+
+def test_a_shard_of_another_place_is_found_though_its_own_sums_hold(dataset):
+    before = values(files(dataset))
+    shutil.copy(dataset / "train.zarr" / "reward" / "c.5.0", dataset / "train.zarr" / "reward" / "c.4.0")
+    (fault,) = check(dataset, sample=0).faults
+    assert fault.path == dataset / "_commits" / "train" / "4.json"
+    assert "reward/c.4.0, whose chunks are whole: one of the two is not of this shard" in str(fault)
+    repair(dataset, sample=0)
+    assert values(files(dataset)) == before
 
 
 def test_all_metadata_but_one_copy_of_the_recipe_may_be_lost(dataset):
@@ -232,7 +251,7 @@ def test_the_commands_say_what_they_found_and_did(dataset):
     (dataset / "_commits" / "validation" / "1.json").unlink()
     (dataset / "train.zarr" / "action" / ".c.3.0.1-ab.partial").write_bytes(b"torn")
     shown = command("verify", dataset, "--sample", 1, code=1)
-    assert f"damaged         {path}: has crc32c" in shown
+    assert f"damaged         {path}: chunk 3 has crc32c" in shown
     assert f"missing         {dataset}/_commits/validation/1.json: shard is not committed" in shown
     assert "left over       1 partial files" in shown
     assert f"next: python -m data_gen repair {dataset}" in shown
