@@ -22,7 +22,7 @@ from typing import Any
 import numpy.typing as npt
 
 from icrl.config import Config
-from icrl.files import PARTIAL, atomic_write_all, make_directory, read_json, write_json
+from icrl.files import PARTIAL, atomic_write, atomic_write_all, make_directory, read_json, write_json
 from icrl.store.card import CARD_FILE, dataset_card
 from icrl.store.recipe import SPLITS, Recipe, dataset_recipe, recipe_sha256, require_same_recipe
 from icrl.store.schema import ArraySpec, Geometry, array_metadata, arrays_for, geometry_for
