@@ -92,13 +92,15 @@ def make(file: Path, overrides: Sequence[str], *, gpus: int | None, cluster: boo
         planned = check(trial.loaded, gpus)
         check_line_up(config)
         found = plan_dataset(config)
-        datasets[found.dataset] = found.bytes_needed
+        if not found.virtual:
+            datasets[found.dataset] = found.bytes_needed
         share = per_worker(sweep, planned, config.train.threads)
         here = nodes or local_nodes(sweep, _gpus(planned), planned.workers * share["CPU"])
         require_places(sweep, planned.workers, share, here)
         training.append(planned)
         resources.append(share)
-    require_free(next(iter(datasets)), sum(datasets.values()))
+    if datasets:
+        require_free(next(iter(datasets)), sum(datasets.values()))
     here = nodes or local_nodes(sweep, _gpus(training[0]), _cpus(training, resources))
     concurrent = min(
         concurrency(sweep, plan.workers, share, here) for plan, share in zip(training, resources, strict=True)

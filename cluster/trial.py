@@ -118,13 +118,17 @@ def _fit(
 
 def _trainer(loaded: Loaded, plan: TrainPlan, scratch: Path, resources: Mapping[str, float]) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from cluster.process_group import ProcessGroupConfig
 
     gpu = plan.device != "CPU"
     return TorchTrainer(
         _worker,
         train_loop_config={"loaded": loaded},
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_S),
+        torch_config=ProcessGroupConfig(
+            backend="nccl" if gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_S, meeting=str(scratch)
+        ),
         scaling_config=ScalingConfig(
             num_workers=plan.workers,
             use_gpu=gpu,

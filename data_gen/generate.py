@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from data_gen.plan import ShardTask, plan
-from data_gen.worker import ShardStats, TrajectoryWorker
+from data_gen.worker import IN_FLIGHT, ShardStats, TrajectoryWorker
 from icrl.config import Config
 from icrl.files import locked, make_directory, require_free, sweep_partials
 from icrl.run_dir import environment
 from icrl.store import LOCK_FILE, initialise
+
+
+class DiskFullError(OSError):
+    """No space left, or a quota reached, in the middle of the work."""
+
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
@@ -49,6 +57,10 @@ class Summary:
     """Time spent in rollouts, summed over actors."""
     write_s: float
     """Time spent writing, summed over actors."""
+    cpu_s: float
+    """CPU time of both, summed over actors."""
+    peak_bytes: int
+    """Most memory that a process which wrote shards has had resident; 0 if none was written."""
     seconds: float
     """Wall time."""
     shards_by_node: dict[str, int]
@@ -69,6 +81,7 @@ def generate(config: Config, *, progress: Callable[[Progress], None] = _silent, 
 
     Raises:
         ValueError: if the dataset is of another recipe, in use, or too large for its disk; if Ray is not running.
+        DiskFullError: the disk filled up on the way.
     """
     started = time.perf_counter()
     found = plan(config)
@@ -76,15 +89,15 @@ def generate(config: Config, *, progress: Callable[[Progress], None] = _silent, 
         return _summary(config, [], 0, started)
     require_free(found.dataset, found.bytes_needed)
     make_directory(found.dataset)
-    with locked(found.dataset / LOCK_FILE, patience=patience):
+    with locked(found.dataset / LOCK_FILE, patience=patience), disk_errors(found.dataset):
         initialise(found.dataset, config, environment())
         sweep_partials(found.dataset)
         tasks = plan(config).tasks
         total = sum(task.trajectories for task in tasks)
         trajectories = size = 0
-        actors = 0 if config.dataset.actors == 0 or not tasks else _actor_count(config.dataset.actors, len(tasks))
+        actors = 0 if config.dataset.actors == 0 or not tasks else actor_count(config.dataset.actors, len(tasks))
         done: list[ShardStats] = []
-        for stats in _written(config, found.dataset, tasks, actors):
+        for stats in write_shards(config, found.dataset, tasks, actors):
             done.append(stats)
             trajectories += stats.task.trajectories
             size += stats.bytes
@@ -106,12 +119,14 @@ def _summary(config: Config, done: Sequence[ShardStats], actors: int, started: f
         actors=actors,
         generate_s=sum(stats.generate_s for stats in done),
         write_s=sum(stats.write_s for stats in done),
+        cpu_s=sum(stats.cpu_s for stats in done),
+        peak_bytes=max((stats.peak_bytes for stats in done), default=0),
         seconds=time.perf_counter() - started,
         shards_by_node=dict(Counter(stats.node for stats in done if stats.node)),
     )
 
 
-def _actor_count(asked: int | Literal["auto"], tasks: int) -> int:
+def actor_count(asked: int | Literal["auto"], tasks: int) -> int:
     import ray
 
     if not ray.is_initialized():
@@ -121,10 +136,29 @@ def _actor_count(asked: int | Literal["auto"], tasks: int) -> int:
     return min(cpus if asked == "auto" else asked, cpus, tasks)
 
 
-def _written(config: Config, dataset: Path, tasks: Sequence[ShardTask], actors: int) -> Iterator[ShardStats]:
+@contextlib.contextmanager
+def disk_errors(dataset: Path) -> Iterator[None]:
+    """A full disk, in this process or in an actor, ends the work with one clear message.
+
+    Raises:
+        DiskFullError: what is committed stays, and the same command goes on.
+    """
+    try:
+        yield
+    except OSError as error:
+        cause = getattr(error, "cause", error)  # Ray's own error wraps an actor's
+        if cause.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise DiskFullError(
+            f"{dataset}: {os.strerror(cause.errno)}. What is committed is whole and stays; free some space, and the "
+            "same command goes on from there"
+        ) from None
+
+
+def write_shards(config: Config, dataset: Path, tasks: Sequence[ShardTask], actors: int) -> Iterator[ShardStats]:
+    """Write shards in this process (0 actors) or with actors, and yield each as it is committed."""
     if actors == 0:
-        worker = TrajectoryWorker(config, dataset)
-        yield from (worker.write(task) for task in tasks)
+        yield from TrajectoryWorker(config, dataset).write_all(tasks)
     else:
         yield from _written_by_actors(config, dataset, tasks, actors)
 
@@ -139,11 +173,13 @@ class TrajectoryActor(TrajectoryWorker):
 
 
 def _written_by_actors(config: Config, dataset: Path, tasks: Sequence[ShardTask], actors: int) -> Iterator[ShardStats]:
-    """Hand out shards to actors that are up, one at a time each: at most `actors` shards are in flight."""
+    """Hand out shards to actors that are up: at most `IN_FLIGHT` are in the hands of each."""
     import ray
 
-    remote: Any = ray.remote(
+    actor_class: Any = ray.remote  # its stubs do not know max_concurrency
+    remote = actor_class(
         num_cpus=1,
+        max_concurrency=IN_FLIGHT,
         # over all nodes, and never inside the reservation of a sweep's trial, which has no CPU to give
         scheduling_strategy="SPREAD",
         max_restarts=-1,
@@ -152,14 +188,17 @@ def _written_by_actors(config: Config, dataset: Path, tasks: Sequence[ShardTask]
     )(TrajectoryActor)
     # an actor whose CPU is still taken by others holds no shard, so it delays none; without a handle left it is ended
     in_flight = {actor.ready.remote(): actor for actor in [remote.remote(config, dataset) for _ in range(actors)]}
-    waiting = iter(tasks)
+    waiting = deque(tasks)
     left = len(tasks)
     while left:
         (answer,), _ = ray.wait(list(in_flight), num_returns=1)
         actor = in_flight.pop(answer)
         stats = ray.get(answer)
-        if (task := next(waiting, None)) is not None:
-            in_flight[actor.write.remote(task)] = actor
+        handed = 0
+        # more than one only to an actor that begins, and not what others would lack
+        while waiting and (handed == 0 or (stats is None and handed < IN_FLIGHT and len(waiting) > actors)):
+            in_flight[actor.write.remote(waiting.popleft())] = actor
+            handed += 1
         if stats is not None:
             left -= 1
             yield stats

@@ -9,13 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import icrl.envs
+from eval import reduced
 from eval.regret import Estimate, estimate
 from icrl.config import Config
-from icrl.loss import labels, log_loss
+from icrl.experts import LabelDivergence, labels
+from icrl.loss import log_loss
 from icrl.model import Transformer
-from icrl.store import SplitReader, dataset_path, dataset_recipe
+from icrl.source import Source, open_source
 from icrl.streams import Split
 
 MAX_TRAJECTORIES = 4096
@@ -36,9 +39,13 @@ class Imitation:
     """The same at every round, [T]."""
     agreement: float
     """Share of rounds in which the most likely action is the label."""
+    distance: reduced.Distance | None
+    """To the reduced expert, on the first trajectories; None where there is none that can be computed."""
+    approximation: LabelDivergence | None
+    """Of an approximate label from posterior sampling, on the first trajectories; None for other labels."""
 
 
-def open_test_split(config: Config) -> SplitReader:
+def open_test_split(config: Config) -> Source:
     """The test split of the config's dataset.
 
     Raises:
@@ -46,29 +53,36 @@ def open_test_split(config: Config) -> SplitReader:
     """
     if config.dataset.test < 2:
         raise ValueError(f"dataset.test = {config.dataset.test}: expected at least 2 test trajectories")
-    return SplitReader(dataset_path(config), "test", dataset_recipe(config))
+    return open_source(config, "test")
 
 
 @torch.inference_mode()
-def evaluate(config: Config, model: Transformer, reader: SplitReader, *, batch: int | None = None) -> Imitation:
+def evaluate(config: Config, model: Transformer, source: Source, *, batch: int | None = None) -> Imitation:
     """Log-loss and agreement over the first trajectories of a split. `batch` None: what memory allows."""
-    n = min(MAX_TRAJECTORIES, reader.n)
+    n = min(MAX_TRAJECTORIES, source.n)
     size = batch or _batch_size(model)
     losses = np.empty((n, config.environment.horizon))
+    split = Split[source.split.upper()]
+    first: list[Tensor] = []
     agreed = 0
     for start in range(0, n, size):
         indices = np.arange(start, min(start + size, n), dtype=np.int64)
-        rows = reader.rows(slice(start, start + len(indices)))
-        environments = icrl.envs.sample(model.environment, reader.recipe["seed"], Split[reader.split.upper()], indices)
-        action, optimal, action_set, reward = (
+        rows = {"index": indices} | source.rows(slice(start, start + len(indices)))
+        action_sets = icrl.envs.action_sets(model.environment, source.recipe["seed"], split, indices)
+        action, action_set, reward, label = (
             torch.from_numpy(values).to(model.device)
-            for values in (rows["action"], rows["optimal_action"], environments.action_set, rows["reward"])
+            for values in (rows["action"], action_sets, rows["reward"], labels(config, rows, split))
         )
-        label = labels(action, optimal, config.expert.label)
         logits = model(action_set, action.long(), reward)
         losses[start : start + len(indices)] = log_loss(logits, label).double().cpu().numpy()
         agreed += int((logits.argmax(-1) == label).sum())
-    return Imitation(n, estimate(losses.mean(axis=1)), estimate(losses), agreed / losses.size)
+        if start < reduced.MOST:
+            first.append(logits.double().softmax(-1).cpu())
+    few = min(n, reduced.MOST)
+    rows = {"index": np.arange(few, dtype=np.int64)} | source.rows(slice(0, few))
+    distance = reduced.distance(config, rows, split, torch.cat(first)[:few].numpy())
+    approximation = reduced.approximation(config, rows, split)
+    return Imitation(n, estimate(losses.mean(axis=1)), estimate(losses), agreed / losses.size, distance, approximation)
 
 
 def _batch_size(model: Transformer) -> int:

@@ -50,6 +50,33 @@ class AlgorithmResult:
 
 
 @dataclass(frozen=True)
+class ReducedResult:
+    """The transformer beside the exact reduced expert on held-out trajectories of the context; means over rounds."""
+
+    trajectories: int
+    what: str
+    """The reduced expert, and how exact it is."""
+    kl: float
+    """KL(reduced expert || transformer), nats per round."""
+    kl_se: float
+    hellinger: float
+    """Hellinger distance sqrt(sum_a (sqrt(p_a) - sqrt(q_a))^2) per round."""
+    hellinger_se: float
+
+
+@dataclass(frozen=True)
+class ApproximationResult:
+    """An approximate label beside posterior sampling: epsilon_approx of Prop 7."""
+
+    trajectories: int
+    how: str
+    """How the posterior of the best action was computed."""
+    kl: float
+    """E KL(Alg_E(. | D_T) || P_TS(. | D_T)), nats."""
+    kl_se: float
+
+
+@dataclass(frozen=True)
 class ImitationResult:
     """The transformer on held-out trajectories of the context."""
 
@@ -60,6 +87,10 @@ class ImitationResult:
     agreement: float
     """Share of rounds in which its most likely action is the label."""
     log_loss_by_round: Curve
+    reduced: ReducedResult | None = None
+    """null where no reduced expert can be computed, and in files from before it was."""
+    approximation: ApproximationResult | None = None
+    """null but for `expert.label` approximate."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +190,11 @@ def metrics(results: Results) -> dict[str, float]:
     if results.imitation is not None:
         tags["eval/test_log_loss"] = results.imitation.test_log_loss
         tags["eval/agreement"] = results.imitation.agreement
+        if results.imitation.reduced is not None:
+            tags["eval/reduced_kl"] = results.imitation.reduced.kl
+            tags["eval/reduced_hellinger"] = results.imitation.reduced.hellinger
+        if results.imitation.approximation is not None:
+            tags["eval/approximation_kl"] = results.imitation.approximation.kl
     for name, result in results.algorithms.items():
         tags[f"eval/regret/{name}"] = result.final_regret
     return tags
@@ -194,6 +230,16 @@ def _notes(results: Results) -> Iterator[str]:
             f"imitation of {found.trajectories:,} test trajectories: log-loss {found.test_log_loss:.4f} nats a round, "
             f"agreement {100 * found.agreement:.1f} %"
         )
+        if (near := found.reduced) is not None:
+            yield (
+                f"reduced expert ({near.what}) on {near.trajectories:,} of them: KL {near.kl:.4f} ± {near.kl_se:.4f} "
+                f"nats a round, Hellinger distance {near.hellinger:.4f} ± {near.hellinger_se:.4f}"
+            )
+        if (law := found.approximation) is not None:
+            yield (
+                f"the label from posterior sampling on {law.trajectories:,} of them: KL {law.kl:.4f} ± "
+                f"{law.kl_se:.4f} nats ({law.how})"
+            )
     for expectation in results.expectations:
         base = expectation.what.removesuffix("_ratio")
         obtained = "none" if expectation.obtained is None else f"{expectation.obtained:.2f}"
@@ -216,7 +262,13 @@ def _aligned(row: tuple[str, ...], widths: list[int]) -> str:
 def _parse(values: Mapping[str, Any]) -> Results:
     imitation = values["imitation"]
     if imitation is not None:
-        imitation = ImitationResult(**imitation | {"log_loss_by_round": _curve(imitation["log_loss_by_round"])})
+        reduced, approximation = imitation.get("reduced"), imitation.get("approximation")
+        parts = {
+            "log_loss_by_round": _curve(imitation["log_loss_by_round"]),
+            "reduced": reduced and ReducedResult(**reduced),
+            "approximation": approximation and ApproximationResult(**approximation),
+        }
+        imitation = ImitationResult(**imitation | parts)
     difference = values["teacher_difference"]
     parsed = {
         "algorithms": {

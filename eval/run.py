@@ -14,13 +14,25 @@ from eval import figures, imitation, line_up, online
 from eval.line_up import TRANSFORMER
 from eval.online import Outcome
 from eval.regret import Ratio, cumulative, estimate, paired_difference, ratio_of_means
-from eval.results import AlgorithmResult, Curve, Expectation, ImitationResult, Results, load, metrics, save
+from eval.results import (
+    AlgorithmResult,
+    ApproximationResult,
+    Curve,
+    Expectation,
+    ImitationResult,
+    ReducedResult,
+    Results,
+    load,
+    metrics,
+    save,
+)
 from icrl.board import Board, Record, read_records
 from icrl.config import Config, config_hash, identity, to_dict
 from icrl.files import canonical_json, sha256_bytes, sha256_file, sweep_partials
 from icrl.model import Transformer
 from icrl.run_dir import RunDirectory
-from icrl.store import SplitReader, dataset_recipe, recipe_sha256
+from icrl.source import Source
+from icrl.store import dataset_recipe, recipe_sha256
 from icrl.versions import RESULTS_VERSION
 
 Progress = Callable[[str], None]
@@ -59,10 +71,10 @@ def evaluate_run(
         ValueError: as `check`.
     """
     model = check(run, config)
-    reader = _test_split(config, progress)
+    source = _test_split(config, progress)
     name = evaluation_id(run, config)
     earlier = None if force else _earlier(run, name)
-    if earlier is not None and (earlier.imitation is not None or reader is None):
+    if earlier is not None and (earlier.imitation is not None or source is None):
         progress(f"{run.results} holds the results of this evaluation already; --force evaluates again")
         results = _rejudged(earlier, config)
         if results != earlier:
@@ -71,7 +83,7 @@ def evaluate_run(
             figures.draw(results, run.figures)
     else:
         with _torch_threads(config.train.threads):
-            results = _evaluate(run, config, model, reader, name, progress)
+            results = _evaluate(run, config, model, source, name, progress)
         _write(run, results)
     details = {key: value for key, value in run.status().items() if key not in ("state", "time", "error")}
     run.set_status("done", **details | {"expectations_met": results.passed})
@@ -110,7 +122,7 @@ def _torch_threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _test_split(config: Config, progress: Progress) -> SplitReader | None:
+def _test_split(config: Config, progress: Progress) -> Source | None:
     try:
         return imitation.open_test_split(config)
     except ValueError as error:
@@ -136,21 +148,14 @@ def _rejudged(results: Results, config: Config) -> Results:
 
 
 def _evaluate(
-    run: RunDirectory, config: Config, model: Transformer, reader: SplitReader | None, name: str, progress: Progress
+    run: RunDirectory, config: Config, model: Transformer, source: Source | None, name: str, progress: Progress
 ) -> Results:
     model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     outcomes = online.evaluate(config, model, progress=progress)
     found = None
-    if reader is not None:
-        progress(f"imitation: {min(reader.n, imitation.MAX_TRAJECTORIES):,} test trajectories")
-        measured = imitation.evaluate(config, model, reader)
-        found = ImitationResult(
-            trajectories=measured.trajectories,
-            test_log_loss=float(measured.log_loss.mean),
-            test_log_loss_se=float(measured.log_loss.standard_error),
-            agreement=measured.agreement,
-            log_loss_by_round=Curve.of(measured.log_loss_by_round),
-        )
+    if source is not None:
+        progress(f"imitation: {min(source.n, imitation.MAX_TRAJECTORIES):,} test trajectories")
+        found = _imitation(imitation.evaluate(config, model, source))
     by_name = {outcome.entrant.name: cumulative(outcome.suboptimality) for outcome in outcomes}
     teacher = next((o.entrant.name for o in outcomes if o.entrant.role == "teacher"), None)
     uniform = next(
@@ -177,6 +182,30 @@ def _evaluate(
         uniform_ratio=uniform_ratio,
         imitation=found,
         expectations=_judge(config, teacher_ratio, uniform_ratio),
+    )
+
+
+def _imitation(measured: imitation.Imitation) -> ImitationResult:
+    near, label = measured.distance, measured.approximation
+    return ImitationResult(
+        trajectories=measured.trajectories,
+        test_log_loss=float(measured.log_loss.mean),
+        test_log_loss_se=float(measured.log_loss.standard_error),
+        agreement=measured.agreement,
+        log_loss_by_round=Curve.of(measured.log_loss_by_round),
+        reduced=None
+        if near is None
+        else ReducedResult(
+            trajectories=near.trajectories,
+            what=near.what,
+            kl=float(near.kl.mean),
+            kl_se=float(near.kl.standard_error),
+            hellinger=float(near.hellinger.mean),
+            hellinger_se=float(near.hellinger.standard_error),
+        ),
+        approximation=None
+        if label is None
+        else ApproximationResult(label.trajectories, label.how, label.mean, label.standard_error),
     )
 
 

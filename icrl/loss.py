@@ -1,9 +1,7 @@
-"""The objective: log-likelihood of the labels at every round, and the label views of a dataset.
+"""The objective: log-likelihood of the labels at every round.
 
 Shapes: B trajectories, T rounds, A actions.
 """
-
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,15 +12,3 @@ def log_loss(logits_BTA: Tensor, labels_BT: Tensor) -> Tensor:
     """-log Alg_theta(label_t | D_{t-1}, s_t) in nats, [B,T], at least float32 (one term of Eq. 3)."""
     logits = logits_BTA.to(torch.promote_types(logits_BTA.dtype, torch.float32))
     return cross_entropy(logits.flatten(0, 1), labels_BT.flatten().long(), reduction="none").view(labels_BT.shape)
-
-
-def labels(action_BT: Tensor, optimal_action_B: Tensor, label: Literal["distillation", "optimal"]) -> Tensor:
-    """What the expert says at every round, int64 [B,T].
-
-    distillation: the context's own action (algorithm distillation); optimal: the environment's best action (DPT).
-    """
-    match label:
-        case "distillation":
-            return action_BT.long()
-        case "optimal":
-            return optimal_action_B.long().unsqueeze(1).expand_as(action_BT)

@@ -48,6 +48,8 @@ class Stream(IntEnum):
     """Position t: the state of round t."""
     ACTION_SET = 6
     """Fresh action sets, A d numbers a round."""
+    LABEL = 7
+    """Labels that are drawn."""
 
 
 USE_UNIFORM = 0

@@ -23,10 +23,12 @@ from torch import Tensor, nn
 import icrl.checkpoint
 from icrl.board import Board
 from icrl.config import Config
-from icrl.loss import labels, log_loss
+from icrl.experts import labels
+from icrl.loss import log_loss
 from icrl.model import Transformer
 from icrl.run_dir import RunDirectory
-from icrl.store import SplitReader, dataset_path, dataset_recipe
+from icrl.source import Source, open_source
+from icrl.streams import Split
 from train import checkpoints
 from train.dataset import Batch, TrajectoryStream, batches_in_order
 from train.engine import BatchPlan, DivergedError, Engine
@@ -75,15 +77,13 @@ class LossModule(nn.Module):
         return log_loss(self.transformer(action_set, action, reward), label).mean()
 
 
-def open_dataset(config: Config) -> dict[str, SplitReader]:
+def open_dataset(config: Config) -> dict[str, Source]:
     """The splits that training reads.
 
     Raises:
         ValueError: the dataset is missing, half-written, or of another recipe; the message says what to do.
     """
-    recipe = dataset_recipe(config)
-    path = dataset_path(config)
-    return {split: SplitReader(path, split, recipe) for split in ("train", "validation")}
+    return {split: open_source(config, split) for split in ("train", "validation")}
 
 
 def pretrain(config: Config, run: RunDirectory, hooks: Hooks) -> Outcome:
@@ -113,15 +113,17 @@ class _Trainer:
         self.config, self.run_directory, self.hooks = config, run, hooks
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.plan = BatchPlan.of(config.train, self.world)
-        readers = open_dataset(config)
-        self.validation = readers["validation"]
+        sources = open_dataset(config)
+        self.validation = sources["validation"]
         self.stream = TrajectoryStream(
-            readers["train"],
+            sources["train"],
             config.environment,
             global_batch=config.train.global_batch,
             seed=config.train.seed,
             rank=self.rank,
             world_size=self.world,
+            fresh=config.dataset.fresh,
+            prefetch=config.train.steps,
         )
         self.transformer = Transformer(config.model, config.environment, seed=config.train.seed)
         self.engine = Engine(LossModule(self.transformer), config.train, self.plan)
@@ -151,6 +153,7 @@ class _Trainer:
         return "trained"
 
     def close(self) -> None:
+        self.stream.close()
         if self.board is not None:
             self.board.close()
 
@@ -185,17 +188,16 @@ class _Trainer:
         batch = self.stream.batch(step)
         size = self.plan.micro_batch
         for start in range(0, size * self.plan.accumulation, size):
-            yield self._tensors({name: values[start : start + size] for name, values in batch.items()})
+            part = {name: values[start : start + size] for name, values in batch.items()}
+            yield self._tensors(part, Split.TRAIN)
 
-    def _tensors(self, batch: Batch) -> tuple[Tensor, ...]:
+    def _tensors(self, batch: Batch, split: Split) -> tuple[Tensor, ...]:
         device = self.engine.device
-        action = torch.from_numpy(batch["action"].astype(np.int64)).to(device)
-        optimal = torch.from_numpy(batch["optimal_action"].astype(np.int64)).to(device)
         return (
             torch.from_numpy(np.array(batch["action_set"])).to(device),
-            action,
+            torch.from_numpy(batch["action"].astype(np.int64)).to(device),
             torch.from_numpy(np.array(batch["reward"])).to(device),
-            labels(action, optimal, self.config.expert.label),
+            torch.from_numpy(labels(self.config, batch, split)).to(device),
         )
 
     def _log(self) -> None:
@@ -225,7 +227,7 @@ class _Trainer:
             mine = number % self.world == self.rank
             if mine or self.config.train.zero_stage == 3:
                 size = len(batch["action"])
-                loss = self.engine.evaluate(self._tensors(batch))
+                loss = self.engine.evaluate(self._tensors(batch, Split.VALIDATION))
                 total += torch.tensor([loss * size, size], dtype=torch.float64) * mine
         if self.world > 1:
             total = total.to(self.engine.device)

@@ -5,6 +5,8 @@ They know environments and draw no random numbers of their own; rollouts hand th
 
 from __future__ import annotations
 
+from typing import assert_never
+
 from icrl.algorithms.base import Algorithm, Draws, StreamDraws, choose, largest, one_hot
 from icrl.algorithms.beta_thompson import BetaThompson
 from icrl.algorithms.empirical_mean import EmpiricalMean
@@ -13,8 +15,10 @@ from icrl.algorithms.gaussian_thompson import GaussianThompson
 from icrl.algorithms.linucb import LinUCB
 from icrl.algorithms.mixture import Mixture
 from icrl.algorithms.optimal import Optimal
+from icrl.algorithms.psrl import PSRL
 from icrl.algorithms.thompson import Thompson, noise_variance
 from icrl.algorithms.ucb import UCB
+from icrl.algorithms.ucb_vi import UCBVI, bonuses
 from icrl.algorithms.uniform import Uniform
 from icrl.config import (
     AlgorithmConfig,
@@ -26,13 +30,18 @@ from icrl.config import (
     LinUCBConfig,
     MixtureConfig,
     OptimalConfig,
+    PSRLConfig,
     ThompsonConfig,
     UCBConfig,
+    UCBVIConfig,
     UniformConfig,
+    algorithm_misfits,
 )
 
 __all__ = [
+    "PSRL",
     "UCB",
+    "UCBVI",
     "Algorithm",
     "BetaThompson",
     "Draws",
@@ -45,6 +54,7 @@ __all__ = [
     "StreamDraws",
     "Thompson",
     "Uniform",
+    "bonuses",
     "build",
     "choose",
     "largest",
@@ -54,7 +64,9 @@ __all__ = [
 
 
 def build(config: AlgorithmConfig, environment: EnvironmentConfig) -> Algorithm:
-    """The algorithm that a config names."""
+    """The algorithm that a config names; raises ValueError where it makes no sense in the environment."""
+    for problem in algorithm_misfits(config.algorithm, config, environment):
+        raise ValueError(str(problem))
     match config:
         case UniformConfig():
             return Uniform(config)
@@ -76,5 +88,9 @@ def build(config: AlgorithmConfig, environment: EnvironmentConfig) -> Algorithm:
             return Thompson(config, environment)
         case MixtureConfig():
             return Mixture(config, [build(component.algorithm, environment) for component in config.components])
+        case UCBVIConfig():
+            return UCBVI(config, environment)
+        case PSRLConfig():
+            return PSRL(config, environment)
         case _:
-            raise ValueError(f"algorithm = {config.algorithm}: not in this version")
+            assert_never(config)

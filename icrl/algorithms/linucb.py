@@ -11,7 +11,7 @@ import numpy.typing as npt
 from icrl.algorithms.base import Algorithm, Draws, choose, largest, one_hot
 from icrl.algorithms.posterior import RidgePosterior
 from icrl.config import LinUCBConfig
-from icrl.envs import BanditBatch, Batch
+from icrl.envs import BanditBatch, Batch, Observation
 
 
 class LinUCB(Algorithm):
@@ -28,6 +28,9 @@ class LinUCB(Algorithm):
     def reset(self, environments: Batch) -> None:
         assert isinstance(environments, BanditBatch)
         self._posterior = RidgePosterior(environments.action_set, self.config.ridge)
+
+    def observe(self, observation: Observation) -> None:
+        self._posterior.meet(observation)
 
     def indices(self) -> npt.NDArray[np.float64]:
         """float64[B, A]: the upper confidence bounds v."""

@@ -1,6 +1,6 @@
 """Plays the optimal action: the expert of DPT, and the zero line of regret.
 
-Shapes: B interactions, A actions.
+Shapes: B interactions, A actions, S states, H steps of an episode.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 from icrl.algorithms.base import Algorithm, Draws, one_hot
 from icrl.config import OptimalConfig
-from icrl.envs import BanditBatch, Batch
+from icrl.envs import BanditBatch, Batch, MDPBatch, Observation, with_action_set
 
 
 class Optimal(Algorithm):
-    """a* of each environment, which it is shown."""
+    """a* of each environment, which it is shown; in an MDP that of step h and state s_t, h from counting rounds."""
 
     name = "optimal"
 
@@ -22,9 +22,21 @@ class Optimal(Algorithm):
         self.config = config
 
     def reset(self, environments: Batch) -> None:
-        assert isinstance(environments, BanditBatch)
-        self._action = environments.optimal_action.astype(np.int64)
-        self._n_actions = environments.means.shape[1]
+        assert isinstance(environments, BanditBatch | MDPBatch)
+        self._environments = environments
+        self._n_actions = environments.n_actions
+        if isinstance(environments, BanditBatch):
+            self._action = environments.optimal_action.astype(np.int64)
+        self._row = np.arange(len(environments.index))
+        self._round = 0
+
+    def observe(self, observation: Observation) -> None:
+        if isinstance(self._environments, MDPBatch):
+            policy = self._environments.optimal_policy
+            self._action = policy[self._row, self._round % policy.shape[1], observation].astype(np.int64)
+        elif observation is not None and observation.dtype == np.float32:  # fresh actions
+            fresh = with_action_set(self._environments, observation.astype(np.float32, copy=False))
+            self._action = fresh.optimal_action.astype(np.int64)
 
     def probabilities(self) -> npt.NDArray[np.float64]:
         return one_hot(self._action, self._n_actions)
@@ -33,4 +45,4 @@ class Optimal(Algorithm):
         return self._action.copy()
 
     def update(self, action: npt.NDArray[np.int64], reward: npt.NDArray[np.float32]) -> None:
-        pass
+        self._round += 1

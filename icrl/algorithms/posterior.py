@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from icrl.envs import Observation
+
 Float64Array = npt.NDArray[np.float64]
 
 
@@ -24,6 +26,11 @@ class RidgePosterior:
         self.mean: Float64Array = np.zeros((B, d))
         self.root: Float64Array = np.tile(np.eye(d) / np.sqrt(ridge), (B, 1, 1))
         self._row = np.arange(B)
+
+    def meet(self, observation: Observation) -> None:
+        """Another action set float32[B, A, d] from this round on, if one is observed; what is known of w* stays."""
+        if observation is not None:
+            self.action_set = observation.astype(np.float64)
 
     def update(self, action: npt.NDArray[np.int64], reward: npt.NDArray[np.float32]) -> None:
         """Condition on reward float32[B] of action int64[B]."""

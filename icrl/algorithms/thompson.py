@@ -11,8 +11,8 @@ import numpy.typing as npt
 from icrl import streams
 from icrl.algorithms.base import Algorithm, Draws, largest
 from icrl.algorithms.posterior import RidgePosterior
-from icrl.config import EnvironmentConfig, ThompsonConfig
-from icrl.envs import BanditBatch, Batch
+from icrl.config import EnvironmentConfig, ThompsonConfig, algorithm_misfits
+from icrl.envs import BanditBatch, Batch, Observation
 from icrl.streams import Split, Stream
 
 MONTE_CARLO_SEED = 0x5448_4F4D_5053_4F4E
@@ -38,6 +38,9 @@ class Thompson(Algorithm):
         assert isinstance(environments, BanditBatch)
         self._posterior = RidgePosterior(environments.action_set, self.noise_variance / self.config.prior_variance)
         self._round = 0
+
+    def observe(self, observation: Observation) -> None:
+        self._posterior.meet(observation)
 
     def probabilities(self) -> npt.NDArray[np.float64]:
         """float64[B, A]: share of `samples` posterior samples whose best action is a; see `standard_error`.
@@ -71,8 +74,9 @@ class Thompson(Algorithm):
 
 
 def noise_variance(config: ThompsonConfig, environment: EnvironmentConfig) -> float:
-    """r: the configured one, or the environment's noise_std squared; raises ValueError where that is 0."""
-    variance = getattr(environment, "noise_std", 0.0) ** 2 if config.noise_variance is None else config.noise_variance
-    if variance == 0:
-        raise ValueError("thompson.noise_variance = null with noise_std = 0: expected a positive noise_variance")
-    return variance
+    """r: the configured one, or the environment's noise_std squared; raises ValueError where there is none."""
+    if config.noise_variance is not None:
+        return config.noise_variance
+    for problem in algorithm_misfits("thompson", config, environment):
+        raise ValueError(str(problem))
+    return float(getattr(environment, "noise_std") ** 2)  # noqa: B009 - MDPs have none

@@ -32,6 +32,7 @@ from icrl.config.environments import (
     TabularMDPConfig,
 )
 from icrl.config.load import Loaded, config_hash, difference, dump, flatten, from_dict, identity, load, override
+from icrl.config.misfits import algorithm_misfits
 from icrl.config.schema import (
     NAME_PATTERN,
     Config,
@@ -111,6 +112,7 @@ __all__ = [
     "UCBConfig",
     "UCBVIConfig",
     "UniformConfig",
+    "algorithm_misfits",
     "batch_problems",
     "build",
     "build_one_of",

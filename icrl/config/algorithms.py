@@ -99,6 +99,10 @@ class UCBVIConfig(Section):
     """Multiplier of the exploration bonus; with 1 nothing but exploration is seen in a few episodes."""
     temperature: NonNegative = 0.0
     """tau: 0 plays the largest Q (hard UCB-VI), above 0 plays softmax(Q / tau) (soft UCB-VI, Thm 12)."""
+    unvisited: Literal["formula", "ceiling"] = "formula"
+    """Q of a pair without visits. formula: min(H, b), as the equation has it; ceiling: H. They are the same where
+    b >= H without visits, as with bonus 1; a small bonus explores only with the ceiling: in the formula a pair without
+    visits has no V behind it and looks worse than those visited."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from icrl.config.algorithms import (
+    BANDITS,
     AlgorithmConfig,
     ContextComponent,
     EmpiricalMeanConfig,
@@ -22,6 +23,7 @@ from icrl.config.algorithms import (
     UniformConfig,
 )
 from icrl.config.environments import EnvironmentConfig, LinearBanditConfig
+from icrl.config.misfits import algorithm_misfits, array_misfits
 from icrl.config.sections import (
     AtLeast,
     AtMost,
@@ -58,13 +60,27 @@ class StorageConfig(Section):
 class ExpertConfig(Section):
     """Alg_E, which labels the trajectories."""
 
-    label: Literal["distillation", "optimal"] = "distillation"
-    """distillation: the context's own action (algorithm distillation); optimal: the environment's best action (DPT)."""
+    label: Literal["distillation", "optimal", "approximate"] = "distillation"
+    """distillation: the context's own action (algorithm distillation); optimal: the environment's best action (DPT);
+    approximate: the best action as estimated from the whole trajectory (approximate DPT)."""
+    estimator: Literal["empirical_mean", "posterior_mean", "posterior_sample"] | None = None
+    """How `approximate` estimates it. empirical_mean: the best mean reward among the actions that were played;
+    posterior_mean: the best posterior mean of the reward; posterior_sample: best in an environment drawn from the
+    posterior. null: empirical_mean."""
+
+    @property
+    def estimates_by(self) -> str:
+        """The estimator of `approximate`."""
+        return self.estimator or "empirical_mean"
+
+    def problems(self) -> Iterator[Problem]:
+        if self.estimator is not None and self.label != "approximate":
+            yield Problem("estimator", self.estimator, f"null with label {self.label}", "set expert.label=approximate")
 
 
 @dataclass(frozen=True)
 class DatasetConfig(Section):
-    """Trajectories on disk."""
+    """Trajectories of the context, on disk or regenerated."""
 
     path: str | None = None
     """Directory of the dataset; null: data/<name>-<8 hex of the recipe>."""
@@ -76,6 +92,11 @@ class DatasetConfig(Section):
     """Trajectories for the validation log-loss."""
     test: Annotated[int, AtLeast(0), AtMost(10**10)] = 5_000
     """Trajectories held out for the test log-loss and generalisation error."""
+    source: Literal["stored", "virtual"] = "stored"
+    """stored: written to disk once; virtual: nothing is written, who asks for trajectories computes them anew. Both are
+    the same bytes."""
+    fresh: bool = False
+    """Every epoch goes on at new trajectories instead of meeting the same ones again; for source virtual."""
     materialise: tuple[Literal["theta", "action_set", "means"], ...] = ()
     """Regenerable arrays of a bandit to store all the same."""
     actors: Count | Literal["auto"] = "auto"
@@ -83,6 +104,8 @@ class DatasetConfig(Section):
 
     def problems(self) -> Iterator[Problem]:
         yield from directory_problems("path", self.path)
+        if self.fresh and self.source == "stored":
+            yield Problem("fresh", self.fresh, "false with source stored", "set dataset.source=virtual")
 
 
 @dataclass(frozen=True)
@@ -242,6 +265,40 @@ class RunConfig(Section):
         yield from directory_problems("dir", self.dir)
 
 
+BOX_DIM = 8
+"""Largest dimension in which a posterior under the prior unit_box is sampled: rejection takes 2.1^dim attempts."""
+
+
+def expert_problems(expert: ExpertConfig, environment: EnvironmentConfig) -> Iterator[Problem]:
+    """Why an expert cannot label this environment's trajectories, if it cannot; paths are the config's."""
+    if expert.label != "approximate":
+        return
+    if environment.kind not in BANDITS:
+        yield Problem(
+            "expert.label", "approximate", f"distillation or optimal with environment.kind={environment.kind}"
+        )
+        return
+    path, got = "expert.estimator", expert.estimates_by
+    linear = environment if isinstance(environment, LinearBanditConfig) else None
+    if got == "empirical_mean":
+        if linear is not None and linear.action_set == "fresh":
+            yield Problem(
+                path, got, "posterior_mean or posterior_sample: the actions of fresh sets have no mean of their own"
+            )
+        return
+    if getattr(environment, "noise_std", 1.0) == 0 and (linear is None or linear.noise != "bernoulli"):
+        yield Problem(path, got, "empirical_mean where environment.noise_std is 0", "or give the rewards noise")
+    if got == "posterior_sample" and linear is not None:
+        known = linear.noise == "gaussian" and linear.prior in ("gaussian", "unit_box")
+        if not known or (linear.prior == "unit_box" and linear.dim > BOX_DIM):
+            yield Problem(
+                path,
+                got,
+                "empirical_mean or posterior_mean: the posterior is sampled exactly only with noise gaussian, under "
+                f"the prior gaussian or, up to dim {BOX_DIM}, unit_box",
+            )
+
+
 _ALGORITHMS: tuple[PlainAlgorithmConfig, ...] = (
     UniformConfig(),
     OptimalConfig(),
@@ -274,7 +331,16 @@ class Config(Section):
     run: RunConfig = RunConfig()
 
     identity_excludes: ClassVar[frozenset[str]] = frozenset(
-        {"storage", "run", "eval", "dataset.path", "dataset.actors", "train.max_failures", "train.keep_checkpoints"}
+        {
+            "storage",
+            "run",
+            "eval",
+            "dataset.path",
+            "dataset.actors",
+            "dataset.source",
+            "train.max_failures",
+            "train.keep_checkpoints",
+        }
     )
     """Keys that change where or how fast, never what is trained; a run can be evaluated in more than one way."""
 
@@ -287,6 +353,8 @@ class Config(Section):
             weights = [component.weight for component in self.context]
             yield Problem("context", weights, "at least one weight above 0", "raise one of the weights")
         yield from self._strangers()
+        yield from array_misfits("dataset.materialise", self.dataset.materialise, self.environment)
+        yield from expert_problems(self.expert, self.environment)
         if self.train.global_batch > self.dataset.train:
             yield Problem(
                 "train.global_batch",
@@ -306,6 +374,8 @@ class Config(Section):
                 yield Problem(
                     f"{path}.algorithm", algorithm.algorithm, f"one that plays in {kind}: {', '.join(known)}, mixture"
                 )
+            else:
+                yield from algorithm_misfits(path, algorithm, self.environment)
 
     def baselines(self) -> tuple[AlgorithmConfig, ...]:
         """`eval.baselines`, or what suits the environment."""
@@ -313,7 +383,10 @@ class Config(Section):
             return self.eval.baselines
         match self.environment.kind:
             case "linear_bandit":
-                return (LinUCBConfig(), ThompsonConfig(), EmpiricalMeanConfig(), UniformConfig())
+                bernoulli = getattr(self.environment, "noise", None) == "bernoulli"
+                thompson = ThompsonConfig(noise_variance=0.25 if bernoulli else None)
+                every = (LinUCBConfig(), thompson, EmpiricalMeanConfig(), UniformConfig())
+                return tuple(a for a in every if not any(algorithm_misfits("", a, self.environment)))
             case "bernoulli_bandit" | "gaussian_bandit":
                 return (UCBConfig(), ThompsonConfig(), EmpiricalMeanConfig(), UniformConfig())
             case _:

@@ -23,6 +23,7 @@ from icrl.config import (
 from icrl.envs import linear_bandit, multi_armed, tabular_mdp
 from icrl.envs.bandit import BanditBatch, BanditInteraction, rewards
 from icrl.envs.base import Batch, Interaction, Observation
+from icrl.envs.linear_bandit import FreshInteraction, with_action_set
 from icrl.envs.tabular_mdp import MDPBatch, MDPInteraction
 from icrl.streams import Split
 
@@ -30,13 +31,16 @@ __all__ = [
     "BanditBatch",
     "BanditInteraction",
     "Batch",
+    "FreshInteraction",
     "Interaction",
     "MDPBatch",
     "MDPInteraction",
     "Observation",
+    "action_sets",
     "interact",
     "rewards",
     "sample",
+    "with_action_set",
 ]
 
 
@@ -57,12 +61,24 @@ def sample(environment: EnvironmentConfig, seed: int, split: Split, indices: npt
             assert_never(environment)
 
 
+def action_sets(
+    environment: BanditConfig, seed: int, split: Split, indices: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
+    """float32[B, A, d]: `sample(...).action_set`, without the rest where that is cheaper."""
+    if isinstance(environment, LinearBanditConfig) and environment.action_set == "fixed":
+        return linear_bandit.action_sets(environment, seed, split, indices)
+    return sample(environment, seed, split, indices).action_set
+
+
 def interact(environment: EnvironmentConfig, batch: Batch, seed: int, split: Split) -> Interaction:
     """A play of these environments from their first round on; noise and transitions are functions of index and round.
 
     `batch` must come from `sample` with the same environment, seed and split.
     """
     match environment:
+        case LinearBanditConfig(action_set="fresh"):
+            assert isinstance(batch, BanditBatch)
+            return FreshInteraction(environment, batch, seed, split)
         case LinearBanditConfig() | BernoulliBanditConfig() | GaussianBanditConfig():
             assert isinstance(batch, BanditBatch)
             return BanditInteraction(environment, batch, seed, split)

@@ -35,6 +35,8 @@ class BanditBatch:
     """float32[B, A]: expected rewards."""
     optimal_action: npt.NDArray[np.uint8]
     """uint8[B]: the action with the largest mean; the lowest wins ties."""
+    clipped: bool = False
+    """Whether a mean is clip(<a, w*>, 0, 1), as a linear bandit's with rewards of 0 or 1."""
 
     @property
     def n_actions(self) -> int:

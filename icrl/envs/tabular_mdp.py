@@ -8,6 +8,7 @@ Shapes: B environments, S states, A actions, H steps, K episodes; L = 1 for stat
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,19 +18,29 @@ from numba import njit
 
 from icrl import streams
 from icrl.config import GridWorldConfig, MDPConfig, TabularMDPConfig
+from icrl.envs import mdp_kernels
 from icrl.envs.base import Observation
-from icrl.streams import USE_UNIFORM, Split, Stream, Word, exponential, philox, unit
+from icrl.envs.mdp_kernels import (
+    DENSE,
+    SPARSE,
+    draw_rewards,
+    draw_transitions,
+    draw_uniforms,
+    next_state,
+    plan,
+    plan_known,
+    sources,
+    total_of,
+)
+from icrl.streams import USE_UNIFORM, Split, Stream, Word
 
 CHUNK = 64
 """Rounds whose random numbers are drawn at once."""
 
 Array = npt.NDArray[Any]
-Real = Any  # np.float32 inside compiled code
 
 _LOW = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
-DENSE, SPARSE = 0, 1
-"""Rewards, as compiled code knows them."""
 
 
 @dataclass(frozen=True)
@@ -60,140 +71,66 @@ class MDPBatch:
         return probabilities
 
 
-@njit(cache=True, forceinline=True)
-def uniform_at(position: int, tag: Word, low: Word, high: Word, k0: Word, k1: Word) -> Real:
-    """Uniform number `position` of a stream; `tag` is its `tag_word`."""
-    words = philox(np.uint64(position >> 2), tag, low, high, k0, k1)
-    lane = position & 3
-    return unit(words[0] if lane == 0 else words[1] if lane == 1 else words[2] if lane == 2 else words[3])
+def _compile(stamp: int) -> tuple[Callable[..., None], ...]:
+    @njit(cache=True, nogil=True)
+    def draw(
+        k0: Word, k1: Word, tag: Word, index: Array, scratch: Array, kind: int, weights: Array, rewards: Array
+    ) -> None:
+        _ = stamp
+        cells = scratch.size if weights.size == 0 else weights[0].size
+        for row in range(index.size):
+            low, high = np.uint64(index[row]) & _LOW, np.uint64(index[row]) >> _32
+            draw_uniforms(scratch, tag, low, high, k0, k1)
+            if weights.size:
+                draw_transitions(scratch, weights[row].reshape(cells))
+                draw_rewards(scratch[cells:], rewards[row], kind)
+            else:
+                draw_rewards(scratch, rewards[row], kind)
+
+    @njit(cache=True, nogil=True)
+    def solve(weights: Array, rewards: Array, values: Array, policy: Array) -> None:
+        _ = stamp
+        S, A = values.shape[2], values.shape[3]
+        columns, totals, best = np.empty((S, S * A)), np.empty((weights.shape[1], S * A)), np.empty(S)
+        for row in range(rewards.shape[0]):
+            plan(weights[row], rewards[row], columns, totals, best, values[row], policy[row])
+
+    @njit(cache=True, nogil=True)
+    def solve_known(moves: Array, rewards: Array, values: Array, policy: Array) -> None:
+        _ = stamp
+        best = np.empty(values.shape[2])
+        for row in range(rewards.shape[0]):
+            plan_known(moves, rewards[row], best, values[row], policy[row])
+
+    @njit(cache=True, nogil=True)
+    def move(weights: Array, state: Array, action: Array, step: int, u: Array) -> None:
+        _ = stamp
+        layer = min(step, weights.shape[1] - 1)
+        for row in range(state.size):
+            law = weights[row, layer, state[row], action[row]]
+            state[row] = next_state(law, total_of(law), u[row])
+
+    return draw, solve, solve_known, move
 
 
-@njit(cache=True)
-def draw_uniforms(out: Array, tag: Word, low: Word, high: Word, k0: Word, k1: Word) -> None:
-    """The first uniforms of a stream into float32[n]."""
-    for block in range((out.size + 3) // 4):
-        words = philox(np.uint64(block), tag, low, high, k0, k1)
-        for lane in range(min(4, out.size - 4 * block)):
-            out[4 * block + lane] = unit(words[lane])
+_draw, _solve, _solve_known, _move = _compile(sources(streams, mdp_kernels))
 
 
-@njit(cache=True)
-def draw_transitions(u: Array, weights: Array) -> int:
-    """Exp(1) weights float32[L, S, A, S] from the first uniforms u; returns how many were used."""
-    n = 0
-    L, S, A, _ = weights.shape
-    for h in range(L):
-        for s in range(S):
-            for a in range(A):
-                for x in range(S):
-                    weights[h, s, a, x] = exponential(u[n])
-                    n += 1
-    return n
-
-
-@njit(cache=True)
-def draw_rewards(u: Array, rewards: Array, kind: int) -> None:
-    """Mean rewards float32[L, S, A] from the uniforms u: one each, or one for the goal state."""
-    n = 0
-    L, S, A = rewards.shape
-    goal = np.int64(u[0] * np.float32(S)) if kind == SPARSE else -1
-    for h in range(L):
-        for s in range(S):
-            for a in range(A):
-                if kind == SPARSE:
-                    rewards[h, s, a] = np.float32(1) if s == goal else np.float32(0)
-                else:
-                    rewards[h, s, a] = u[n]
-                    n += 1
-
-
-@njit(cache=True)
-def plan(weights: Array, rewards: Array, values: Array, policy: Array) -> None:
-    """Backward induction: Q*_h = r_h + P_h max_a Q*_{h+1} into float64[H, S, A], its argmax into uint8[H, S]."""
-    H, S, A = values.shape
-    last = weights.shape[0] - 1
-    best = np.zeros(S)
-    following = np.zeros(S)
-    for h in range(H - 1, -1, -1):
-        at = min(h, last)
-        for s in range(S):
-            top = -1.0
-            for a in range(A):
-                total = 0.0
-                dot = 0.0
-                if h < H - 1:
-                    for x in range(S):
-                        w = np.float64(weights[at, s, a, x])
-                        total += w
-                        dot += w * following[x]
-                    dot /= total
-                value = np.float64(rewards[at, s, a]) + dot
-                values[h, s, a] = value
-                if value > top:
-                    top = value
-                    policy[h, s] = a
-            best[s] = top
-        for s in range(S):
-            following[s] = best[s]
-
-
-@njit(cache=True)
-def next_state(weights: Array, u: Real) -> int:
-    """The state whose cell of the cumulative weights float32[S] holds the uniform u."""
-    total = 0.0
-    for x in range(weights.size):
-        total += np.float64(weights[x])
-    left = np.float64(u) * total
-    so_far = 0.0
-    for x in range(weights.size - 1):
-        so_far += np.float64(weights[x])
-        if left < so_far:
-            return x
-    return int(weights.size - 1)
-
-
-@njit(cache=True, nogil=True)
-def _sample(
-    k0: Word, k1: Word, tag: Word, index: Array, scratch: Array, kind: int, weights: Array, rewards: Array
-) -> None:
-    for row in range(index.size):
-        low, high = np.uint64(index[row]) & _LOW, np.uint64(index[row]) >> _32
-        draw_uniforms(scratch, tag, low, high, k0, k1)
-        used = draw_transitions(scratch, weights[row])
-        draw_rewards(scratch[used:], rewards[row], kind)
-
-
-@njit(cache=True, nogil=True)
-def _sample_known(k0: Word, k1: Word, tag: Word, index: Array, scratch: Array, kind: int, rewards: Array) -> None:
-    for row in range(index.size):
-        low, high = np.uint64(index[row]) & _LOW, np.uint64(index[row]) >> _32
-        draw_uniforms(scratch, tag, low, high, k0, k1)
-        draw_rewards(scratch, rewards[row], kind)
-
-
-@njit(cache=True, nogil=True)
-def _plan(weights: Array, rewards: Array, values: Array, policy: Array) -> None:
-    for row in range(rewards.shape[0]):
-        plan(weights[row], rewards[row], values[row], policy[row])
-
-
-@njit(cache=True, nogil=True)
-def _move(weights: Array, state: Array, action: Array, step: int, u: Array) -> None:
-    at = min(step, weights.shape[1] - 1)
-    for row in range(state.size):
-        state[row] = next_state(weights[row, at, state[row], action[row]], u[row])
-
-
-def grid_weights(environment: GridWorldConfig) -> npt.NDArray[np.float32]:
-    """float32[1, S, A, S]: the moves of Dark Room, each certain."""
+def grid_moves(environment: GridWorldConfig) -> npt.NDArray[np.int64]:
+    """int64[S, A]: the room that each action leads to; a move into a wall stays."""
     side = environment.side
-    weights = np.zeros((1, side * side, 5, side * side), np.float32)
+    moves = np.empty((side * side, 5), np.int64)
     for row in range(side):
         for column in range(side):
             for action, (down, right) in enumerate(((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))):
                 to = min(max(row + down, 0), side - 1) * side + min(max(column + right, 0), side - 1)
-                weights[0, row * side + column, action, to] = 1
-    return weights
+                moves[row * side + column, action] = to
+    return moves
+
+
+def known_moves(environment: MDPConfig) -> npt.NDArray[np.int64]:
+    """int64[S, A]: the certain moves of Dark Room; int64[0, 0] where transitions are drawn."""
+    return grid_moves(environment) if isinstance(environment, GridWorldConfig) else np.empty((0, 0), np.int64)
 
 
 def scratch_size(environment: MDPConfig) -> int:
@@ -223,22 +160,25 @@ def fixed_start(environment: MDPConfig) -> int:
 
 
 def sample(environment: MDPConfig, seed: int, split: Split, indices: npt.NDArray[np.int64]) -> MDPBatch:
-    """The environments of these trajectory indices."""
+    """The environments of these trajectory indices.
+
+    Uniforms of stream ENVIRONMENT: one for each weight of a transition, then one for each mean reward or the goal.
+    """
     index = streams.checked_indices(indices)
     B, S, A, H = index.size, environment.n_states, environment.n_actions, environment.episode_length
     L = 1 if environment.stationary else H
     tag = streams.tag_word(split, Stream.ENVIRONMENT, USE_UNIFORM)
     scratch = np.empty(scratch_size(environment), np.float32)
-    key, kind = streams.key_words(seed), reward_kind(environment)
-    rewards = np.empty((B, L, S, A), np.float32)
-    if isinstance(environment, GridWorldConfig):
-        weights = np.broadcast_to(grid_weights(environment), (B, L, S, A, S))
-        _sample_known(*key, tag, index, scratch, kind, rewards)
+    rewards, values, policy = np.empty((B, L, S, A), np.float32), np.empty((B, H, S, A)), np.empty((B, H, S), np.uint8)
+    known = isinstance(environment, GridWorldConfig)
+    weights = np.empty((0 if known else B, L, S, A, S), np.float32)
+    _draw(*streams.key_words(seed), tag, index, scratch, reward_kind(environment), weights, rewards)
+    if known:
+        moves = known_moves(environment)
+        _solve_known(moves, rewards, values, policy)
+        weights = np.broadcast_to((moves[:, :, None] == np.arange(S)).astype(np.float32), (B, L, S, A, S))
     else:
-        weights = np.empty((B, L, S, A, S), np.float32)
-        _sample(*key, tag, index, scratch, kind, weights, rewards)
-    values, policy = np.empty((B, H, S, A)), np.empty((B, H, S), np.uint8)
-    _plan(weights, rewards, values, policy)
+        _solve(weights, rewards, values, policy)
     return MDPBatch(index=index, weights=weights, rewards=rewards, optimal_values=values, optimal_policy=policy)
 
 

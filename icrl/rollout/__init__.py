@@ -21,7 +21,7 @@ from icrl.config import (
     LinearBanditConfig,
     TabularMDPConfig,
 )
-from icrl.rollout import arms, linear, looped
+from icrl.rollout import arms, linear, looped, mdp
 from icrl.streams import Split, Stream
 from icrl.trajectory import TrajectoryBatch
 
@@ -49,6 +49,8 @@ def generate(
             linear.fill(environment, algorithm, seed, split, rows, out)
         elif isinstance(environment, BernoulliBanditConfig | GaussianBanditConfig) and arms.plays(algorithm):
             arms.fill(environment, algorithm, seed, split, rows, out)
+        elif isinstance(environment, TabularMDPConfig | GridWorldConfig) and mdp.plays(environment, algorithm):
+            mdp.fill(environment, algorithm, seed, split, rows, out)
         else:
             looped.fill(environment, algorithm, seed, split, rows, out)
     return out
@@ -58,7 +60,9 @@ def compiled(environment: EnvironmentConfig, algorithm: AlgorithmConfig) -> bool
     """Whether there is a compiled rollout; others are played by the general loop, some hundred times slower."""
     if isinstance(environment, LinearBanditConfig):
         return linear.plays(environment, algorithm)
-    return isinstance(environment, BernoulliBanditConfig | GaussianBanditConfig) and arms.plays(algorithm)
+    if isinstance(environment, TabularMDPConfig | GridWorldConfig):
+        return mdp.plays(environment, algorithm)
+    return arms.plays(algorithm)
 
 
 def blank(

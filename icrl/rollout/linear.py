@@ -1,4 +1,4 @@
-"""Which linear bandits the compiled rollout plays, and how it is called."""
+"""Which linear bandits the compiled rollouts play, and how they are called."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ from icrl.config import (
     ThompsonConfig,
     UniformConfig,
 )
-from icrl.rollout import kernels, lanes
+from icrl.rollout import fresh, kernels, lanes
 from icrl.streams import Split, Stream
 from icrl.trajectory import TrajectoryBatch
+
+PRIORS = {"unit_box": lanes.UNIT_BOX, "gaussian": lanes.GAUSSIAN, "sphere": lanes.SPHERE}
+LAWS = {"gaussian": lanes.NORMAL, "bounded": lanes.BOUNDED, "bernoulli": lanes.BERNOULLI}
 
 
 def plays(environment: LinearBanditConfig, algorithm: AlgorithmConfig) -> bool:
     """Whether the compiled rollout knows both."""
-    plain = (environment.prior, environment.action_set, environment.noise) == ("unit_box", "fixed", "gaussian")
-    known = UniformConfig | OptimalConfig | EmpiricalMeanConfig | LinUCBConfig | ThompsonConfig
-    return plain and isinstance(algorithm, known)
+    fixed = environment.action_set == "fixed"
+    known = UniformConfig | OptimalConfig | LinUCBConfig | ThompsonConfig
+    return isinstance(algorithm, known) or (fixed and isinstance(algorithm, EmpiricalMeanConfig))
 
 
 def fill(
@@ -39,8 +42,11 @@ def fill(
     """Play these rows of `out` and fill in action, reward and optimal action."""
     key = np.array([*streams.key_words(seed), streams.tag_word(split, Stream(0), 0)], np.uint64)
     kind, parameters = _kernel_arguments(algorithm, environment)
-    kernels.rollout(
+    rollout = kernels.rollout if environment.action_set == "fixed" else fresh.rollout
+    rollout(
         kind,
+        PRIORS[environment.prior],
+        LAWS[environment.noise],
         (None,) * environment.dim,
         environment.n_actions,
         parameters,

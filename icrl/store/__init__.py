@@ -3,6 +3,7 @@
 Knows arrays and files, not where the numbers come from: whoever writes or verifies passes them in.
 """
 
+from icrl.store.card import CARD_FILE
 from icrl.store.commit import (
     LOCK_FILE,
     initialise,
@@ -14,12 +15,23 @@ from icrl.store.commit import (
     write_shard,
 )
 from icrl.store.reader import SplitReader
-from icrl.store.recipe import SPLITS, dataset_path, dataset_recipe, recipe_hash, recipe_sha256, require_same_recipe
+from icrl.store.recipe import (
+    SPLITS,
+    dataset_path,
+    dataset_recipe,
+    recipe_config,
+    recipe_hash,
+    recipe_sha256,
+    require_same_recipe,
+)
+from icrl.store.recovery import Fault, mend_metadata, read_provenance, recover_recipe
 from icrl.store.schema import ArraySpec, Geometry, arrays_for, geometry_for
-from icrl.store.verify import Fault, Verification, verify
+from icrl.store.verify import NOT_COMMITTED, Verification, verify
 
 __all__ = [
+    "CARD_FILE",
     "LOCK_FILE",
+    "NOT_COMMITTED",
     "SPLITS",
     "ArraySpec",
     "Fault",
@@ -32,10 +44,14 @@ __all__ = [
     "geometry_for",
     "initialise",
     "initialised",
+    "mend_metadata",
     "missing",
+    "read_provenance",
     "read_recipe",
+    "recipe_config",
     "recipe_hash",
     "recipe_sha256",
+    "recover_recipe",
     "require_dataset_place",
     "require_same_recipe",
     "verify",

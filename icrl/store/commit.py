@@ -1,8 +1,12 @@
 """The layout of a dataset on disk, and what makes a shard data.
 
     recipe.json                    what the dataset is
+    README.md                      the same for people (`icrl.store.card`)
     <split>.zarr/                  a Zarr v3 group; <array>/c.<shard>[.0...] are its shards
-    _commits/<split>/<shard>.json  rows, and the size and crc32c of each array's file
+    _commits/<split>/<shard>.json  rows, and of each array's file the size and the crc32c of each inner chunk
+
+(A crc32c over the whole file would not do: that of any chunk followed by its own crc32c is the same number, so it would
+hold for every file of undamaged chunks, whatever they hold.)
 
 A shard's files are written aside, fsynced and renamed; then, last and in the same way, its commit record. A shard
 without a record is not data, whatever lies on disk. Generation is deterministic, so writing a shard twice is harmless.
@@ -18,10 +22,11 @@ from typing import Any
 import numpy.typing as npt
 
 from icrl.config import Config
-from icrl.files import PARTIAL, atomic_write, make_directory, read_json, write_json
+from icrl.files import PARTIAL, atomic_write, atomic_write_all, make_directory, read_json, write_json
+from icrl.store.card import CARD_FILE, dataset_card
 from icrl.store.recipe import SPLITS, Recipe, dataset_recipe, recipe_sha256, require_same_recipe
 from icrl.store.schema import ArraySpec, Geometry, array_metadata, arrays_for, geometry_for
-from icrl.store.shard import crc32c_of, encode_shard
+from icrl.store.shard import chunk_sums, encode_shard
 from icrl.versions import KERNEL_VERSION, RNG_VERSION, SCHEMA_VERSION
 
 RECIPE_FILE = "recipe.json"
@@ -52,9 +57,13 @@ def read_recipe(dataset: Path) -> Recipe | None:
     path = dataset / RECIPE_FILE
     if not path.exists():
         return None
-    recipe: Recipe = read_json(path)
+    remedy = f"write it again with `python -m data_gen repair {dataset}`, or set dataset.path to a new place"
+    try:
+        recipe: Recipe = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; {remedy}") from None
     if not isinstance(recipe, dict):
-        raise ValueError(f"{path} is not a recipe: remove the damaged dataset, or set dataset.path to a new place")
+        raise ValueError(f"{path} is not a recipe: {remedy}")
     version = recipe.get("schema_version")
     if version != SCHEMA_VERSION:
         raise ValueError(
@@ -96,6 +105,8 @@ def initialise(dataset: Path, config: Config, provenance: Mapping[str, Any]) -> 
         require_dataset_place(dataset)
         write_json(dataset / RECIPE_FILE, recipe)
     specs = arrays_for(config)
+    if not (dataset / CARD_FILE).exists():
+        atomic_write(dataset / CARD_FILE, dataset_card(recipe, specs).encode())
     for split in SPLITS:
         _initialise_split(dataset, split, specs, geometry_for(specs, recipe["sizes"][split]), recipe, provenance)
 
@@ -124,17 +135,22 @@ def _initialise_split(
         if not (group / spec.name / "zarr.json").exists():
             write_json(group / spec.name / "zarr.json", array_metadata(spec, geometry))
     if not (group / "zarr.json").exists():
-        attributes = {
-            "split": split,
-            "n_trajectories": geometry.n,
-            "recipe": recipe,
-            "recipe_sha256": recipe_sha256(recipe),
-            "schema_version": SCHEMA_VERSION,
-            "rng_version": RNG_VERSION,
-            "kernel_version": KERNEL_VERSION,
-            "provenance": dict(provenance),
-        }
-        write_json(group / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": attributes})
+        write_json(group / "zarr.json", group_metadata(split, geometry, recipe, provenance))
+
+
+def group_metadata(split: str, geometry: Geometry, recipe: Recipe, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """`zarr.json` of a split."""
+    attributes = {
+        "split": split,
+        "n_trajectories": geometry.n,
+        "recipe": recipe,
+        "recipe_sha256": recipe_sha256(recipe),
+        "schema_version": SCHEMA_VERSION,
+        "rng_version": RNG_VERSION,
+        "kernel_version": KERNEL_VERSION,
+        "provenance": dict(provenance),
+    }
+    return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
 
 
 def write_shard(
@@ -148,12 +164,14 @@ def write_shard(
     """Write and commit one shard: `arrays` holds its rows, [stop - start, *row_shape] each. Returns bytes written."""
     start, stop = geometry.shard_range(shard)
     sums: dict[str, dict[str, Any]] = {}
+    files: dict[Path, list[bytes | npt.NDArray[Any]]] = {}
     for spec in specs:
         rows = arrays[spec.name]
         assert len(rows) == stop - start, (spec.name, len(rows), stop - start)
         buffers = encode_shard(rows, spec, geometry)
-        atomic_write(shard_file(dataset, split, spec, shard), buffers)
-        sums[spec.name] = {"bytes": geometry.shard_bytes(spec, shard), "crc32c": f"{crc32c_of(buffers):08x}"}
+        files[shard_file(dataset, split, spec, shard)] = buffers
+        sums[spec.name] = {"bytes": geometry.shard_bytes(spec, shard), "crc32c": chunk_sums(buffers)}
+    atomic_write_all(files)
     write_json(record_file(dataset, split, shard), {"shard": shard, "rows": stop - start, "arrays": sums})
     return sum(entry["bytes"] for entry in sums.values())
 

@@ -61,6 +61,9 @@ def test_one_command_survives_the_kill_of_a_worker_and_writes_the_whole_run_dire
     until(lambda: recorded(root, 20) or process.poll() is not None)
     workers = [p for p in family(psutil.Process(process.pid)) if "RayTrainWorker" in " ".join(p.cmdline())]
     assert workers, "training is at work"
+    own = {p.pid for p in family(psutil.Process(process.pid))}
+    listening = {c.laddr.ip for c in psutil.net_connections() if c.status == "LISTEN" and c.pid in own}
+    assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}, "no port is open to other machines"
     os.kill(workers[0].pid, signal.SIGKILL)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output[-3000:]

@@ -45,7 +45,6 @@ def talking(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     return cluster
 
 
-@pytest.mark.slow
 def test_a_job_runs_to_its_end_with_its_results_under_the_root(
     talking: Any, config: Path, tmp_path: Path, commands: Any
 ) -> None:
@@ -82,7 +81,6 @@ def test_a_job_runs_to_its_end_with_its_results_under_the_root(
     assert "Traceback" not in output
 
 
-@pytest.mark.slow
 def test_the_page_on_clusters_can_be_submitted_and_connected_as_it_stands(talking: Any, commands: Any) -> None:
     submitted = [arguments for name, *arguments in documented() if name == "submit"]
     assert len(submitted) >= 3
@@ -196,7 +194,6 @@ def test_a_sweep_as_a_job_and_from_a_connected_driver(talking: Any, tmp_path: Pa
     assert len(list(root.glob("runs/*/trials/*/results.json"))) == 4
 
 
-@pytest.mark.slow
 def test_wrong_token_no_token_and_no_cluster_are_one_message_each(
     talking: Any, tmp_path: Path, commands: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

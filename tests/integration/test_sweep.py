@@ -79,7 +79,6 @@ def descendants(process: Any, title: str) -> list[psutil.Process]:
     return [child for child in psutil.Process(process.pid).children(recursive=True) if title in _title(child)]
 
 
-@pytest.mark.slow
 def test_the_smoke_sweep_leaves_a_table_a_figure_and_one_dataset_and_is_quiet(commands: Any, tmp_path: Path) -> None:
     arguments = ("sweep", CONFIGS / "sweeps" / "smoke.yaml", f"storage.root={tmp_path}")
     output = commands.run("cluster", *arguments)

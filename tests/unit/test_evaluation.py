@@ -106,8 +106,34 @@ def test_imitation_of_a_known_policy(tmp_path):
     np.testing.assert_allclose(found.log_loss.mean, expected.mean(), rtol=1e-6)
     np.testing.assert_allclose(found.log_loss_by_round.mean, expected.mean(axis=0), rtol=1e-6)
 
+    # LinUCB is the reduced expert; it plays what was played but where float32 and float64 part
+    gap = np.where(zeros, 2 - 2 * np.sqrt(np.exp(2 - total)), 2 - 2 * np.sqrt(np.exp(-total)))
+    assert found.distance.trajectories == 50
+    assert found.distance.kl.mean == pytest.approx(found.log_loss.mean, abs=0.02)
+    assert found.distance.hellinger.mean == pytest.approx(np.sqrt(gap).mean(), abs=0.02)
+    assert found.approximation is None
+
     optimal = imitation.evaluate(override(config, ["expert.label=optimal"]), icrl.checkpoint.load(run.path), reader)
     assert optimal.agreement == (reader.rows(slice(0, 50))["optimal_action"] == 0).mean()
+
+
+def test_distance_to_the_reduced_expert_of_other_labels(tmp_path):
+    run = new_run(tmp_path, prefers=0.0)  # uniform play
+    config = run.config()
+    generate(config)
+    reader, model = imitation.open_test_split(config), icrl.checkpoint.load(run.path)
+    dpt = imitation.evaluate(override(config, ["expert.label=optimal"]), model, reader)
+    assert dpt.distance.trajectories == 32
+    assert "importance samples" in dpt.distance.what
+    # the posterior is nearer to uniform play than one action is
+    assert 0.1 < dpt.distance.kl.mean < np.log(4) - 0.1
+
+    expert = ["expert.label=approximate", "expert.estimator=posterior_mean"]
+    approximate = imitation.evaluate(override(config, expert), model, reader)
+    assert approximate.distance is None
+    assert approximate.approximation.trajectories == 50
+    assert 0 < approximate.approximation.mean < np.log(4)
+    assert approximate.log_loss.mean == pytest.approx(np.log(4))
 
 
 def test_the_command_writes_everything_and_repeating_it_changes_nothing(tmp_path):

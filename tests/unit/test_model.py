@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from icrl.config import LinearBanditConfig, ModelConfig
-from icrl.loss import labels, log_loss
+from icrl.loss import log_loss
 from icrl.model import Transformer
 
 ENVIRONMENT = LinearBanditConfig(dim=2, n_actions=3, horizon=7)
@@ -72,9 +72,3 @@ def test_log_loss_is_the_negative_log_probability():
     losses = log_loss(logits, torch.tensor([[1, 2]], dtype=torch.uint8))
     torch.testing.assert_close(losses, -torch.log(torch.tensor([[0.5, 0.3]], dtype=torch.float64)))
     assert log_loss(logits.bfloat16(), torch.tensor([[1, 2]])).dtype == torch.float32
-
-
-def test_labels_are_views_of_one_dataset():
-    action, optimal = torch.tensor([[0, 2, 1], [1, 1, 0]], dtype=torch.uint8), torch.tensor([2, 0], dtype=torch.uint8)
-    assert labels(action, optimal, "distillation").tolist() == action.tolist()
-    assert labels(action, optimal, "optimal").tolist() == [[2, 2, 2], [0, 0, 0]]

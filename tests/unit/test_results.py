@@ -11,7 +11,19 @@ from matplotlib.image import imread
 
 from eval import figures
 from eval.regret import Ratio
-from eval.results import AlgorithmResult, Curve, Expectation, ImitationResult, Results, load, metrics, save, table
+from eval.results import (
+    AlgorithmResult,
+    ApproximationResult,
+    Curve,
+    Expectation,
+    ImitationResult,
+    ReducedResult,
+    Results,
+    load,
+    metrics,
+    save,
+    table,
+)
 from icrl.config import LinUCBConfig, OptimalConfig, UniformConfig, to_dict
 
 T = 40
@@ -81,6 +93,36 @@ def test_other_files_are_refused(results, tmp_path, edit, message):
     path.write_text(json.dumps(json.loads(path.read_text()) | edit))
     with pytest.raises(ValueError, match=message):
         load(path)
+
+
+def with_reduced(results):
+    near = ReducedResult(256, "the context's algorithm", 0.02, 0.001, 0.11, 0.002)
+    label = ApproximationResult(256, "by quadrature", 0.4, 0.03)
+    return dataclasses.replace(
+        results, imitation=dataclasses.replace(results.imitation, reduced=near, approximation=label)
+    )
+
+
+def test_the_reduced_expert_is_kept_shown_and_logged(results, tmp_path):
+    full = with_reduced(results)
+    save(full, tmp_path / "results.json")
+    assert load(tmp_path / "results.json") == full
+    text = table(full)
+    assert (
+        "(the context's algorithm) on 256 of them: KL 0.0200 ± 0.0010 nats a round, Hellinger distance 0.1100" in text
+    )
+    assert "KL 0.4000 ± 0.0300 nats (by quadrature)" in text
+    extra = set(metrics(full)) - set(metrics(results))
+    assert extra == {"eval/reduced_kl", "eval/reduced_hellinger", "eval/approximation_kl"}
+
+
+def test_results_from_before_the_reduced_expert_are_read(results, tmp_path):
+    path = tmp_path / "results.json"
+    save(results, path)
+    older = json.loads(path.read_text())
+    del older["imitation"]["reduced"], older["imitation"]["approximation"]
+    path.write_text(json.dumps(older))
+    assert load(path) == results
 
 
 def test_table(results):
