@@ -11,6 +11,7 @@ from icrl.algorithms.base import Algorithm, Draws, StreamDraws, choose, largest,
 from icrl.algorithms.beta_thompson import BetaThompson
 from icrl.algorithms.empirical_mean import EmpiricalMean
 from icrl.algorithms.epsilon_greedy import EpsilonGreedy
+from icrl.algorithms.gaussian_thompson import GaussianThompson
 from icrl.algorithms.linucb import LinUCB
 from icrl.algorithms.mixture import Mixture
 from icrl.algorithms.optimal import Optimal
@@ -25,6 +26,7 @@ from icrl.config import (
     EmpiricalMeanConfig,
     EnvironmentConfig,
     EpsilonGreedyConfig,
+    GaussianBanditConfig,
     LinUCBConfig,
     MixtureConfig,
     OptimalConfig,
@@ -45,6 +47,7 @@ __all__ = [
     "Draws",
     "EmpiricalMean",
     "EpsilonGreedy",
+    "GaussianThompson",
     "LinUCB",
     "Mixture",
     "Optimal",
@@ -78,8 +81,11 @@ def build(config: AlgorithmConfig, environment: EnvironmentConfig) -> Algorithm:
         case LinUCBConfig():
             return LinUCB(config)
         case ThompsonConfig():
-            beta = isinstance(environment, BernoulliBanditConfig)
-            return BetaThompson(config) if beta else Thompson(config, environment)
+            if isinstance(environment, BernoulliBanditConfig):
+                return BetaThompson(config, environment)
+            if isinstance(environment, GaussianBanditConfig):
+                return GaussianThompson(config, environment)
+            return Thompson(config, environment)
         case MixtureConfig():
             return Mixture(config, [build(component.algorithm, environment) for component in config.components])
         case UCBVIConfig():

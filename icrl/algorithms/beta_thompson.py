@@ -5,13 +5,15 @@ Shapes: B interactions, A actions, n nodes of a quadrature.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import numpy.typing as npt
 
 from icrl.algorithms.base import Algorithm, Draws, largest
-from icrl.algorithms.best_arm import BestBeta
 from icrl.algorithms.tallies import Tallies
-from icrl.config import ThompsonConfig
+from icrl.best_arm import BetaBest
+from icrl.config import BernoulliBanditConfig, ThompsonConfig
 from icrl.envs import Batch
 
 
@@ -20,9 +22,9 @@ class BetaThompson(Algorithm):
 
     name = "thompson"
 
-    def __init__(self, config: ThompsonConfig) -> None:
+    def __init__(self, config: ThompsonConfig, environment: BernoulliBanditConfig) -> None:
         self.config = config
-        self._best = BestBeta()
+        self._size = environment.n_actions, environment.horizon
 
     def reset(self, environments: Batch) -> None:
         self._tallies = Tallies(environments)
@@ -32,8 +34,9 @@ class BetaThompson(Algorithm):
         return 1 + self._tallies.sum, 1 + self._tallies.count - self._tallies.sum
 
     def probabilities(self) -> npt.NDArray[np.float64]:
-        """float64[B, A]: the posterior probability that a is the best action, by quadrature; see `BestBeta`."""
-        return self._best.probabilities(*self.parameters())
+        """float64[B, A]: the posterior probability that a is the best action, by quadrature; see `BetaBest`."""
+        a, b = self.parameters()
+        return _quadrature(*self._size).probabilities(a - 1, b - 1)
 
     def act(self, draws: Draws) -> npt.NDArray[np.int64]:
         a, b = self.parameters()
@@ -41,3 +44,8 @@ class BetaThompson(Algorithm):
 
     def update(self, action: npt.NDArray[np.int64], reward: npt.NDArray[np.float32]) -> None:
         self._tallies.update(action, reward)
+
+
+@functools.lru_cache(maxsize=4)
+def _quadrature(n_actions: int, rounds: int) -> BetaBest:
+    return BetaBest(n_actions, rounds)

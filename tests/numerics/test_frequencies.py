@@ -34,7 +34,9 @@ MIXED = MixtureConfig(
 CASES = [
     (ThompsonConfig(), BERNOULLI, 0),
     (ThompsonConfig(), BERNOULLI, 30),
-    (ThompsonConfig(), BERNOULLI, 400),
+    (ThompsonConfig(), BernoulliBanditConfig(n_actions=5, horizon=400), 400),
+    (ThompsonConfig(), GaussianBanditConfig(n_actions=5), 12),
+    (ThompsonConfig(noise_variance=0.3, prior_variance=4.0), GaussianBanditConfig(n_actions=3), 4),
     (EpsilonGreedyConfig(epsilon=0.1), BERNOULLI, 3),
     (EpsilonGreedyConfig(epsilon=0.9), GaussianBanditConfig(n_actions=7), 30),
     (LinUCBConfig(temperature=0.3), LINEAR, 10),

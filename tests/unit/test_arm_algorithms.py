@@ -149,7 +149,21 @@ def test_epsilon_greedy_by_hand():
 def test_thompson_of_a_bernoulli_bandit_has_no_use_for_a_noise_variance():
     """A linear-Gaussian posterior would need one; the Beta posterior does not."""
     assert isinstance(algorithms.build(ThompsonConfig(), BERNOULLI), algorithms.BetaThompson)
-    assert isinstance(algorithms.build(ThompsonConfig(), GAUSSIAN), algorithms.Thompson)
+    assert isinstance(algorithms.build(ThompsonConfig(), GAUSSIAN), algorithms.GaussianThompson)
+
+
+def test_gaussian_thompson_probabilities_are_those_of_the_monte_carlo_without_its_error():
+    config = ThompsonConfig(prior_variance=2.0)
+    exact = started(config, 40, GAUSSIAN)
+    sampled = algorithms.Thompson(config, GAUSSIAN)
+    sampled.reset(envs.sample(GAUSSIAN, 0, Split.TEST, np.arange(40)))
+    assert sampled.noise_variance == exact.noise_variance == pytest.approx(0.49)
+    for algorithm in (exact, sampled):
+        play(algorithm, *history(7, 40))
+    p = exact.probabilities()
+    np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-13)
+    assert np.all(np.abs(sampled.probabilities() - p) < 4.5 * sampled.standard_error(p) + 1e-3)
+    np.testing.assert_array_equal(exact.standard_error(p), 0)
 
 
 MIXED = MixtureConfig(
