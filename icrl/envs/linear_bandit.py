@@ -58,8 +58,8 @@ def on_the_sphere(normals: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     for k in range(1, normals.shape[1]):  # one fixed order of float32 additions, shared with the kernels
         square += normals[:, k] * normals[:, k]
     centre = square == _ZERO
-    norm = np.sqrt(np.where(centre, _ONE, square))
-    theta: npt.NDArray[np.float32] = (normals / norm[:, None]).astype(np.float32, copy=False)
+    square[centre] = _ONE
+    theta: npt.NDArray[np.float32] = normals / np.sqrt(square)[:, None]
     theta[centre, 0] = _ONE
     return theta
 

@@ -163,6 +163,71 @@ def test_thompson_posterior_against_mabwiser():
         assert np.all(np.abs(sampled.var(axis=0) / exact_variance - 1) < 4.5 * np.sqrt(2 / count))
 
 
+def test_on_fresh_actions_against_mabwiser():
+    """LinUCB's indices and the law of Thompson sampling's, where every round brings its own contexts."""
+    environment = LinearBanditConfig(dim=3, n_actions=6, horizon=30, action_set="fresh", prior="gaussian")
+    batch = environments(1, environment)
+    interaction = envs.interact(environment, batch, 0, Split.TEST)
+    linucb, r, count = LinUCB(LinUCBConfig(ridge=0.5, confidence=2.0)), 0.81, 4000
+    thompson = Thompson(ThompsonConfig(prior_variance=1.62, noise_variance=r), environment)
+    ucb_peer = MAB(["w"], LearningPolicy.LinUCB(alpha=2.0, l2_lambda=0.5))
+    thompson_peer = MAB(["w"], LearningPolicy.LinTS(alpha=np.sqrt(r), l2_lambda=0.5), seed=1)
+    linucb.reset(batch)
+    thompson.reset(batch)
+    rng = np.random.default_rng(0)
+    for t in range(30):
+        seen = interaction.observe()
+        contexts = seen[0].astype(np.float64)
+        linucb.observe(seen)
+        thompson.observe(seen)
+        if t:  # before any data MABWiser's ridge is 1 whatever is asked
+            want = [e["w"] for e in ucb_peer.predict_expectations(contexts)]
+            np.testing.assert_allclose(linucb.indices()[0], want, atol=1e-12)
+        if t == 29:
+            break
+        action = rng.integers(0, 6, 1)
+        reward = interaction.step(action)
+        for peer in (ucb_peer, thompson_peer):
+            (peer.partial_fit if t else peer.fit)(["w"], reward.astype(np.float64), contexts[action])
+        linucb.update(action, reward)
+        thompson.update(action, reward)
+    theirs = np.array([[e["w"] for e in thompson_peer.predict_expectations(contexts)] for _ in range(count)])
+    mean, factors = thompson._posterior.means()[0], thompson._posterior.factors()[0]
+    variance = r * (factors**2).sum(axis=1)
+    assert np.all(np.abs(theirs.mean(axis=0) - mean) < 4 * np.sqrt(variance / count))
+    assert np.all(np.abs(theirs.var(axis=0) / variance - 1) < 4.5 * np.sqrt(2 / count))
+
+
+@pytest.mark.parametrize("action_set", ["fixed", "fresh"])
+def test_thompson_probabilities_against_a_million_samples(action_set):
+    """Its 1024 samples within their stated standard error of 10^6 by numpy's generator, inverse and Cholesky."""
+    environment = LinearBanditConfig(dim=3, n_actions=6, horizon=40, action_set=action_set)
+    batch = environments(4, environment)
+    interaction = envs.interact(environment, batch, 0, Split.TEST)
+    algorithm = Thompson(ThompsonConfig(prior_variance=0.7, noise_variance=1.3), environment)
+    algorithm.reset(batch)
+    rng = np.random.default_rng(3)
+    gram, moment = np.tile(1.3 / 0.7 * np.eye(3), (4, 1, 1)), np.zeros((4, 3))
+    for t in range(13):
+        seen = interaction.observe()
+        algorithm.observe(seen)
+        features = (batch.action_set if seen is None else seen).astype(np.float64)
+        if t in (0, 3, 12):
+            p = algorithm.probabilities()
+            error = algorithm.standard_error(p)
+            for b in range(4):
+                root = np.linalg.cholesky(1.3 * np.linalg.inv(gram[b]))
+                w = np.linalg.solve(gram[b], moment[b]) + rng.normal(size=(10**6, 3)) @ root.T
+                exact = np.bincount((w @ features[b].T).argmax(axis=1), minlength=6) / 10**6
+                assert np.all(np.abs(p[b] - exact) <= 4.5 * np.maximum(error[b], np.sqrt(exact / 1024)) + 1e-4)
+        action = rng.integers(0, 6, 4)
+        reward = interaction.step(action)
+        algorithm.update(action, reward)
+        played = features[np.arange(4), action]
+        gram += played[:, :, None] * played[:, None, :]
+        moment += played * reward[:, None].astype(np.float64)
+
+
 def test_thompson_noise_variance():
     assert Thompson(ThompsonConfig(), LinearBanditConfig(noise_std=1.5)).noise_variance == 2.25
     assert Thompson(ThompsonConfig(noise_variance=0.5), LinearBanditConfig(noise_std=0)).noise_variance == 0.5

@@ -86,6 +86,43 @@ def test_bad_overrides_say_what_to_do(override: str, expected: str) -> None:
     assert expected in "\n".join(problems(Path("configs/demo.yaml"), override))
 
 
+FRESH = "environment.action_set=fresh"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            [FRESH, "context=[{algorithm: empirical_mean}]"],
+            "context[0].algorithm = 'empirical_mean': expected uniform, optimal, linucb or thompson with",
+        ),
+        ([FRESH, "eval.baselines=[epsilon_greedy]"], "set environment.action_set=fixed"),
+        (
+            [FRESH, "context=[{algorithm: mixture, components: [{algorithm: linucb}, {algorithm: empirical_mean}]}]"],
+            "context[0].components[1].algorithm = 'empirical_mean'",
+        ),
+        ([FRESH, "dataset.materialise=[theta,means]"], "expected no means with environment.action_set = fresh"),
+        (
+            ["environment.noise=bernoulli", "context=[{algorithm: thompson}]"],
+            "context[0].noise_variance = None: expected a positive noise_variance where environment.noise = bernoulli",
+        ),
+        (
+            ["environment.noise_std=0", "eval.baselines=[thompson]"],
+            "expected a positive noise_variance where environment.noise_std = 0; set it",
+        ),
+    ],
+)
+def test_what_an_environment_makes_no_sense_of(overrides: list[str], expected: str) -> None:
+    path = Path("configs/demo.yaml")
+    found = problems(path, "eval.baselines=null", *overrides)
+    assert len(found) == 1
+    assert expected in found[0]
+    environment = [override for override in overrides if override.startswith("environment")]
+    baselines = [b.algorithm for b in load(path, [*environment, "eval.baselines=null"]).config.baselines()]
+    assert baselines[0] == "linucb", "the defaults suit every environment"
+    assert ("empirical_mean" in baselines) == (FRESH not in overrides)
+
+
 def test_overrides_reach_into_lists_and_accept_dashes() -> None:
     config = load("configs/demo.yaml", ["context[0].weight=0.5", "--train.optimizer.lr=3e-4", "train.steps=1e4"]).config
     assert config.context[0].weight == 0.5
