@@ -20,8 +20,8 @@ IntArray = npt.NDArray[np.int64]
 TABLE_ROUNDS = 256
 """Longest horizon whose distribution functions are tabulated: 70 MB; beyond it they are evaluated on demand."""
 
-_CHUNK = 2**21
-"""Most numbers of one intermediate array."""
+_CHUNK = 2**17
+"""Most numbers of one intermediate array, so that a few of them stay in a core's cache."""
 
 _REACH = 8
 """Standard deviations on either side of a Gaussian mean beyond which its distribution function counts as 0 or 1."""
