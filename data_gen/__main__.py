@@ -24,7 +24,7 @@ class _Commands(TyperGroup):
 
 app = cli.application("Generate a dataset of trajectories; check, repair and look at one.")
 
-Store = Annotated[Path, typer.Argument(help="Directory of a dataset.", metavar="STORE", show_default=False)]
+Store = Annotated[str, typer.Argument(help="Directory of a dataset.", metavar="STORE", show_default=False)]
 SampleSize = Annotated[int, typer.Option("--sample", min=0, help="Chunks of each split that are made again.")]
 Full = Annotated[bool, typer.Option("--full", help="Make every chunk again, not a sample.")]
 Actors = Annotated[str, typer.Option("--actors", help="As dataset.actors: 0 works in this process.", metavar="N|auto")]
@@ -101,11 +101,12 @@ def verify_command(store: Store, sample: SampleSize = 8, full: Full = False) -> 
         from icrl.progress import Progress
         from icrl.store import recover_recipe
 
-        recover_recipe(store)
+        dataset = _place(store)
+        recover_recipe(dataset)
     with cli.work_errors(), Progress() as progress:
         progress.start("verify", 1)
         found = check(
-            store, sample=None if full else sample, progress=lambda done, total: progress.update(done / max(total, 1))
+            dataset, sample=None if full else sample, progress=lambda done, total: progress.update(done / max(total, 1))
         )
         progress.finish(f"{found.shards} shards, {found.chunks_regenerated} chunks made again")
     _say_faults(found)
@@ -131,11 +132,12 @@ def repair_command(store: Store, sample: SampleSize = 8, full: Full = False, act
         if actors != "auto" and not actors.isdecimal():
             raise ValueError(f"--actors {actors}: expected a number, or auto")
         number: int | Literal["auto"] = "auto" if actors == "auto" else int(actors)
-        recover_recipe(store)
+        dataset = _place(store)
+        recover_recipe(dataset)
     with cli.work_errors(), local_ray() if number else nullcontext(), Progress() as progress:
         progress.start("repair", 1)
         done = repair(
-            store,
+            dataset,
             sample=None if full else sample,
             actors=number,
             progress=lambda now, total: progress.update(now / max(total, 1)),
@@ -162,12 +164,20 @@ def inspect_command(
         from data_gen.inspection import inspect
         from icrl.store import CARD_FILE
 
-        lines = inspect(store, split)
-        card = store / CARD_FILE
+        dataset = _place(store)
+        lines = inspect(dataset, split)
+        card = dataset / CARD_FILE
         if card.exists():
             cli.say(card.read_text())
     for line in lines[1:]:
         cli.say(line)
+
+
+def _place(store: str) -> Path:
+    """The directory that STORE names."""
+    if "://" in store:
+        raise ValueError(f"STORE = {store}: expected a directory on a local or mounted disk")
+    return Path(store)
 
 
 def _say_faults(found: Any) -> None:

@@ -78,7 +78,7 @@ def repair(
         DiskFullError: the disk is full; the same command goes on.
     """
     recipe, config = recover_recipe(dataset)
-    with locked(dataset / LOCK_FILE), disk_errors(dataset):
+    with disk_errors(dataset), locked(dataset / LOCK_FILE):
         found = check(dataset, sample=sample)
         specs = arrays_for(config)
         tasks = []

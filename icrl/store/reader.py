@@ -16,7 +16,7 @@ from icrl.files import read_json
 from icrl.store.commit import missing, read_recipe, record_file, shard_file, split_directory
 from icrl.store.recipe import SPLITS, Recipe, require_same_recipe
 from icrl.store.schema import ArraySpec, Geometry, parse_metadata
-from icrl.store.shard import chunk_problem, map_shard
+from icrl.store.shard import Chunks, chunk_problem, map_shard
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -73,7 +73,7 @@ class SplitReader:
                 f"(the first is {absent[0]}{self._damaged(absent[0])}): complete it with `python -m data_gen CONFIG`, "
                 f"or `python -m data_gen repair {dataset}`"
             )
-        self._maps: OrderedDict[tuple[str, int], tuple[npt.NDArray[Any], npt.NDArray[np.uint32]]] = OrderedDict()
+        self._maps: OrderedDict[tuple[str, int], Chunks] = OrderedDict()
         self._checked = {spec.name: np.full(self.n_chunks, not check_sums) for spec in self.specs}
 
     @property
@@ -125,7 +125,7 @@ class SplitReader:
         whole: npt.NDArray[Any] = values[inside]
         return whole
 
-    def _mapped(self, spec: ArraySpec, shard: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint32]]:
+    def _mapped(self, spec: ArraySpec, shard: int) -> Chunks:
         key = (spec.name, shard)
         if key in self._maps:
             self._maps.move_to_end(key)

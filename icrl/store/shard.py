@@ -61,29 +61,39 @@ def index_bytes(geometry: Geometry, present: int, size: int) -> bytes:
     return index.tobytes() + crc32c_bytes(index)
 
 
-def map_shard(
-    path: Path, spec: ArraySpec, geometry: Geometry, shard: int, *, copy: bool = False
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint32]]:
-    """The inner chunks of a shard file, mapped read-only: [chunks present, chunk_rows, *row_shape]; and their sums.
+Chunks = tuple[npt.NDArray[Any], npt.NDArray[np.uint32]]
+"""Inner chunks [present, chunk_rows, *row_shape] and their sums uint32[present] as stored."""
 
-    The sums, uint32[chunks present], are as stored: `chunk_problem` holds a chunk to its own. The index is checked.
-    `copy` reads the file instead of mapping it.
+
+def map_shard(path: Path, spec: ArraySpec, geometry: Geometry, shard: int) -> Chunks:
+    """A shard file, mapped read-only. Its chunks' sums are not checked here (`chunk_problem`).
 
     Raises:
         ValueError: if the file has another size or index than a shard of this array; names it.
     """
-    expected = geometry.shard_bytes(spec, shard)
-    actual = path.stat().st_size
-    if actual != expected:
-        raise ValueError(f"{path} has {actual} bytes, expected {expected}: a damaged shard")
+    empty = path.stat().st_size == 0  # cannot be mapped
     # slicing a memmap itself is slow
-    mapped = np.fromfile(path, np.uint8) if copy else np.memmap(path, np.uint8, mode="r").view(np.ndarray)
+    data = np.empty(0, np.uint8) if empty else np.memmap(path, np.uint8, mode="r").view(np.ndarray)
+    try:
+        return shard_chunks(data, spec, geometry, shard)
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from None
+
+
+def shard_chunks(data: npt.NDArray[np.uint8], spec: ArraySpec, geometry: Geometry, shard: int) -> Chunks:
+    """The chunks in the bytes of a shard, as views.
+
+    Raises:
+        ValueError: if there are more or fewer bytes than in a shard of this array, or its index is another.
+    """
+    if data.size != (expected := geometry.shard_bytes(spec, shard)):
+        raise ValueError(f"has {data.size} bytes, expected {expected}")
     start, stop = geometry.shard_range(shard)
     present = -(-(stop - start) // geometry.chunk_rows)
     stride = geometry.chunk_rows * spec.row_bytes + _CRC_BYTES
-    if mapped[present * stride :].tobytes() != index_bytes(geometry, present, stride):
-        raise ValueError(f"{path}: its index is damaged")
-    framed = mapped[: present * stride].reshape(present, stride)
+    if data[present * stride :].tobytes() != index_bytes(geometry, present, stride):
+        raise ValueError("has a damaged index")
+    framed = data[: present * stride].reshape(present, stride)
     chunks = framed[:, :-_CRC_BYTES].view(spec.dtype).reshape(present, geometry.chunk_rows, *spec.row_shape)
     return chunks, framed[:, -_CRC_BYTES:].view("<u4")[:, 0]
 

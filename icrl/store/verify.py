@@ -18,7 +18,7 @@ from icrl.store.commit import read_record, record_file, shard_file
 from icrl.store.recipe import SPLITS
 from icrl.store.recovery import Fault, metadata_faults, recover_recipe
 from icrl.store.schema import ArraySpec, Geometry, arrays_for, geometry_for
-from icrl.store.shard import chunk_problem, map_shard
+from icrl.store.shard import chunk_problem, map_shard, shard_chunks
 
 Regenerate = Callable[[str, npt.NDArray[np.int64]], Mapping[str, npt.NDArray[Any]]]
 """(split, indices) -> the stored arrays of these trajectories, made again."""
@@ -114,13 +114,13 @@ def _check_file(path: Path, spec: ArraySpec, geometry: Geometry, shard: int) -> 
     """What is wrong with a file in itself (its size, its index, a chunk), and the crc32c of its inner chunks."""
     try:
         # not mapped: a disk that cannot read a page would end the process
-        values, sums = map_shard(path, spec, geometry, shard, copy=True)
+        values, sums = shard_chunks(np.frombuffer(path.read_bytes(), np.uint8), spec, geometry, shard)
     except FileNotFoundError:
         return "file is gone", []
     except OSError as error:
         return f"cannot be read: {error.strerror}", []
     except ValueError as error:
-        return str(error).removeprefix(str(path)).lstrip(": "), []
+        return str(error), []
     problems = [(shard * geometry.chunks + i, chunk_problem(values[i], sums[i])) for i in range(len(values))]
     return "; ".join(f"chunk {chunk} {problem}" for chunk, problem in problems if problem) or None, sums.tolist()
 

@@ -86,7 +86,7 @@ DAMAGE = {
         lambda p: flip(p, CHUNK + 1),
         "chunk 3 has crc32c [0-9a-f]{8}, expected",
     ),
-    "a flipped index": ("train.zarr/reward/c.3.0", lambda p: flip(p, CHUNK + 7), "its index is damaged"),
+    "a flipped index": ("train.zarr/reward/c.3.0", lambda p: flip(p, CHUNK + 7), "has a damaged index"),
     "a truncated shard": ("train.zarr/action/c.8.0", lambda p: p.write_bytes(p.read_bytes()[:-1]), "bytes, expected"),
     "an empty shard": ("validation.zarr/source/c.1", lambda p: p.write_bytes(b""), "has 0 bytes, expected"),
     "a shard that is gone": ("train.zarr/means/c.0.0", lambda p: p.unlink(), "file is gone"),
@@ -221,7 +221,7 @@ def test_the_reader_refuses_what_is_damaged_and_says_how_to_repair_it(dataset):
     flip(path, 1000)
     assert len(reader.chunk(3)["reward"]) == 256
     flip(path, CHUNK + 5)
-    with pytest.raises(ValueError, match=r"c\.3\.0: its index is damaged; .*repair"):
+    with pytest.raises(ValueError, match=r"c\.3\.0 has a damaged index; .*repair"):
         SplitReader(dataset, "train").chunk(3)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=rf"the first is 3: {path} has \d+ bytes, expected \d+"):
@@ -266,6 +266,7 @@ def test_the_commands_say_what_they_found_and_did(dataset):
 def test_what_cannot_be_checked_is_refused_with_the_reason(made, dataset, tmp_path):
     for name in ("verify", "repair", "inspect"):
         assert "holds no dataset" in command(name, tmp_path / "nowhere", code=2)
+    assert "STORE = s3://b/x: expected a directory on a local" in command("verify", "s3://b/x", code=2)
     assert "--actors x: expected a number, or auto" in command("repair", dataset, "--actors", "x", code=2)
     for path in (dataset / "recipe.json", *dataset.glob("*.zarr/zarr.json")):
         text = path.read_text()
