@@ -12,7 +12,7 @@ import typer
 
 from icrl import cli
 
-NAMES = ("generation", "decode")
+NAMES = ("generation", "mdp", "decode")
 
 app = cli.application("Measure what the system does against the reference's way, in the same run.")
 

@@ -14,19 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import naive, naive_mdp
+from benchmarks import naive
 from icrl import envs, streams
-from icrl.config import (
-    AlgorithmConfig,
-    ContextComponent,
-    LinearBanditConfig,
-    LinUCBConfig,
-    PSRLConfig,
-    TabularMDPConfig,
-    ThompsonConfig,
-    UCBVIConfig,
-    UniformConfig,
-)
+from icrl.config import AlgorithmConfig, ContextComponent, LinearBanditConfig, LinUCBConfig, ThompsonConfig
 from icrl.rollout import generate
 from icrl.streams import Split, Stream
 
@@ -40,17 +30,6 @@ KERNELS: dict[str, AlgorithmConfig] = {
 LOOPS = {"linucb_recompute_loop": naive.recompute, "linucb_incremental_loop": naive.incremental}
 FLOORS = {"over_recompute": 1000.0, "over_incremental": 300.0}
 """Smallest ratio of the LinUCB kernel to each loop that counts as a success."""
-MDP = TabularMDPConfig(n_states=20, n_actions=5, episode_length=20, episodes=20)
-UCB_VI = UCBVIConfig(bonus=0.1)
-MDP_KERNELS: dict[str, tuple[AlgorithmConfig, int]] = {
-    "mdp_uniform_kernel": (UniformConfig(), 4096),
-    "ucb_vi_kernel": (UCB_VI, 2048),
-    "soft_ucb_vi_kernel": (UCBVIConfig(bonus=0.1, temperature=0.1), 2048),
-    "psrl_kernel": (PSRLConfig(), 128),
-}
-"""With how many trajectories each is measured."""
-MDP_FLOOR = 20.0
-"""Smallest ratio of the UCB-VI kernel to the dense NumPy loop."""
 REPEATS = 5
 
 
@@ -92,43 +71,17 @@ def run(quick: bool) -> dict[str, Any]:  # noqa: FBT001 - the signature of every
             lambda f=loop: [f(*problem, LINUCB.ridge, LINUCB.confidence) for problem in problems],  # type: ignore[misc]
             few,
         )
-    per_second |= _mdp_rates(quick)
     ratios = {
         "over_recompute": per_second["linucb_kernel"] / per_second["linucb_recompute_loop"],
         "over_incremental": per_second["linucb_kernel"] / per_second["linucb_incremental_loop"],
-        "ucb_vi_over_dense": per_second["ucb_vi_kernel"] / per_second["ucb_vi_dense_loop"],
     }
-    floors = FLOORS | {"ucb_vi_over_dense": MDP_FLOOR}
     return {
         "environment": {"dim": 5, "n_actions": 10, "horizon": 200},
-        "mdp": {"n_states": 20, "n_actions": 5, "episode_length": 20, "episodes": 20},
         "per_second": per_second,
         "ratios": ratios,
-        "floors": floors,
-        "passed": all(ratios[name] >= floor for name, floor in floors.items()),
+        "floors": FLOORS,
+        "passed": all(ratios[name] >= floor for name, floor in FLOORS.items()),
     }
-
-
-def _mdp_rates(quick: bool) -> dict[str, float]:  # noqa: FBT001
-    """Trajectories per second of `MDP_KERNELS` and of the dense loop.
-
-    Raises ValueError where the UCB-VI kernel plays an action that the loop's tables do not rank highest.
-    """
-    per_second: dict[str, float] = {}
-    for name, (config, many) in MDP_KERNELS.items():
-        context, indices = (ContextComponent(config),), np.arange(many // 4 if quick else many)
-        generate(MDP, context, 0, Split.TRAIN, indices[:1])
-        per_second[name] = rate(
-            lambda c=context, i=indices: generate(MDP, c, 0, Split.TRAIN, i),  # type: ignore[misc]
-            indices.size,
-        )
-    few = 4 if quick else 16
-    problems = [naive_mdp.Problem(MDP, UCB_VI, 0, Split.TRAIN, index) for index in range(few)]
-    played = generate(MDP, (ContextComponent(UCB_VI),), 0, Split.TRAIN, np.arange(few)).action
-    for problem, actions in zip(problems, played, strict=True):
-        naive_mdp.ucb_vi(problem, follow=actions)
-    per_second["ucb_vi_dense_loop"] = rate(lambda: [naive_mdp.ucb_vi(problem) for problem in problems], few)
-    return per_second
 
 
 def table(result: dict[str, Any]) -> str:
@@ -136,5 +89,5 @@ def table(result: dict[str, Any]) -> str:
     lines = [f"{'trajectories, one core':26}{'per CPU second':>16}{'us each':>12}"]
     lines += [f"{name:26}{value:16,.0f}{1e6 / value:12,.2f}" for name, value in result["per_second"].items()]
     for name, ratio in result["ratios"].items():
-        lines.append(f"kernel {name:23}{ratio:12,.0f}x (floor {result['floors'][name]:,.0f}x)")
+        lines.append(f"linucb_kernel {name:16}{ratio:12,.0f}x (floor {result['floors'][name]:,.0f}x)")
     return "\n".join(lines)
