@@ -44,7 +44,7 @@ KERNELS: dict[str, tuple[EnvironmentConfig, AlgorithmConfig, int]] = {
 }
 """And how many trajectories each is measured with."""
 TARGET = 3000.0
-"""UCB-VI's trajectories per CPU second asked of one quiet core of a server; shown, for a slower machine is no failure."""
+"""UCB-VI's trajectories per CPU second asked of a quiet core of a server; shown, as a slower machine is no failure."""
 FLOOR = 20.0
 """Smallest ratio of UCB-VI to the dense loop that counts as a success."""
 REPEATS = 5
