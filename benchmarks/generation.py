@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks import committed, naive, naive_mdp
+from benchmarks import committed, naive
 from icrl import envs, streams
 from icrl.config import (
     AlgorithmConfig,
@@ -26,11 +26,8 @@ from icrl.config import (
     EnvironmentConfig,
     LinearBanditConfig,
     LinUCBConfig,
-    PSRLConfig,
-    TabularMDPConfig,
     ThompsonConfig,
     UCBConfig,
-    UCBVIConfig,
     UniformConfig,
 )
 from icrl.rollout import generate
@@ -40,8 +37,6 @@ LINEAR = LinearBanditConfig(dim=5, n_actions=10, horizon=200, noise_std=1.5)
 LINUCB = LinUCBConfig(ridge=1.0, confidence=2.0)
 BERNOULLI = BernoulliBanditConfig(n_actions=5, horizon=200)
 UCB = UCBConfig(index="shrunk", bonus=1.0)
-MDP = TabularMDPConfig(n_states=20, n_actions=5, episode_length=20, episodes=20)
-UCB_VI = UCBVIConfig(bonus=0.1)
 REPEATS = 5
 
 Play = Callable[[], list[int]]
@@ -103,15 +98,6 @@ def _uniforms(indices: npt.NDArray[np.int64]) -> Iterator[Any]:
     yield from streams.uniforms(0, Split.TRAIN, Stream.ALGORITHM, indices, BERNOULLI.horizon).astype(np.float64)
 
 
-def _ucb_vi(indices: npt.NDArray[np.int64]) -> Iterator[Play]:
-    """The dense loop, after a check that every action of the kernel has a largest Q of its tables (ValueError)."""
-    played = generate(MDP, (ContextComponent(UCB_VI),), 0, Split.TRAIN, indices).action
-    for index, actions in zip(indices.tolist(), played, strict=True):
-        problem = naive_mdp.Problem(MDP, UCB_VI, 0, Split.TRAIN, index)
-        naive_mdp.ucb_vi(problem, follow=actions)
-        yield partial(naive_mdp.ucb_vi, problem)
-
-
 KERNELS = {
     "linucb_kernel": Kernel(LINEAR, LINUCB, 250_000),
     "soft_linucb_kernel": Kernel(LINEAR, LinUCBConfig(ridge=1.0, confidence=2.0, temperature=0.3), None),
@@ -119,10 +105,6 @@ KERNELS = {
     "uniform_arms_kernel": Kernel(BERNOULLI, UniformConfig(), 250_000),
     "ucb_arms_kernel": Kernel(BERNOULLI, UCB, 250_000),
     "beta_thompson_kernel": Kernel(BERNOULLI, ThompsonConfig(), 40_000, many=12_800),
-    "mdp_uniform_kernel": Kernel(MDP, UniformConfig(), None, many=4096),
-    "ucb_vi_kernel": Kernel(MDP, UCB_VI, 3_000, many=2560),
-    "soft_ucb_vi_kernel": Kernel(MDP, UCBVIConfig(bonus=0.1, temperature=0.1), None, many=2560),
-    "psrl_kernel": Kernel(MDP, PSRLConfig(), None, many=160),
 }
 LOOPS = {
     "linucb_recompute_loop": Loop("linucb_kernel", _linear(naive.recompute), 1000),
@@ -138,8 +120,6 @@ LOOPS = {
         same_actions=False,
         few=64,
     ),
-    # checked by itself: in exact arithmetic many Q tie, and two codes part where their last bits differ
-    "ucb_vi_dense_loop": Loop("ucb_vi_kernel", _ucb_vi, 20, same_actions=False, few=16),
 }
 
 

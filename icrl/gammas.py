@@ -4,6 +4,9 @@ Marsaglia and Tsang's rejection (2000) for shapes >= 1: with d = shape - 1/3, c 
 draw d v is accepted where ln u < z^2 / 2 + d (1 - v + ln v). Attempt n of a cell has the counter words
 (cell, n << 20 | tag): how many attempts one draw takes changes no other.
 
+Posterior parameters are often 1, whose draw is an exponential: for whole shapes G_n = G_1 + G_{n-1}, where G_1 takes
+one word, c % 4 of block c // 4 of use EXPONENTIAL for cell c, and G_{n-1} the attempts of the cell.
+
 Shapes: n indices, m cells for each.
 """
 
@@ -16,7 +19,18 @@ import numpy.typing as npt
 from numba import njit
 
 from icrl import streams
-from icrl.streams import USE_GAMMA, Split, Stream, Word, log_positive, normal_pair, philox, unit
+from icrl.streams import (
+    USE_EXPONENTIAL,
+    USE_GAMMA,
+    Split,
+    Stream,
+    Word,
+    exponential,
+    log_positive,
+    normal_pair,
+    philox,
+    unit,
+)
 
 Float32Array = npt.NDArray[np.float32]
 Real = Any  # np.float32 inside compiled code
@@ -32,6 +46,7 @@ _NINE = np.float32(9)
 _HALF = np.float32(0.5)
 _SQUEEZE = np.float32(0.0331)
 _STEP = np.float32(2.0**-24)
+_SMALLEST = np.float32(2.0**-25)  # the mean of the 2**-24 of probability that `exponential` rounds to 0
 
 
 @njit(cache=True, forceinline=True, error_model="numpy")
@@ -104,6 +119,38 @@ def beta_draw(a: Real, b: Real, cell: Word, tag: Word, low: Word, high: Word, k0
     return beta_finish(a, b, z0, z1, unit(w2), unit(w3), cell, tag, low, high, k0, k1)
 
 
+@njit(nogil=True)
+def whole_gammas(
+    shape: Float32Array, start: int, split: Word, low: Word, high: Word, k0: Word, k1: Word, out: Float32Array
+) -> None:
+    """Draws float32[m] of whole shapes float32[m] in the cells from `start` on, a multiple of 4.
+
+    `split` is the tag word of split and stream, without a use.
+    """
+    m = out.size
+    for block in range((m + 3) // 4):
+        counter = np.uint64(start // 4 + block)
+        words = philox(counter, split | np.uint64(USE_EXPONENTIAL << 8), low, high, k0, k1)
+        for lane in range(4):
+            if 4 * block + lane < m:
+                out[4 * block + lane] = unit(words[lane])
+    for cell in range(m):
+        out[cell] = max(exponential(out[cell]), _SMALLEST)
+    tag = split | np.uint64(USE_GAMMA << 8)
+    for cell in range(m):
+        if shape[cell] > _ONE:
+            out[cell] += gamma_retry(shape[cell] - _ONE, 0, np.uint64(start + cell), tag, low, high, k0, k1)
+
+
+@njit(cache=True, nogil=True)
+def _fill_whole(
+    k0: Word, k1: Word, split: Word, index: Any, start: int, shape: Float32Array, out: Float32Array
+) -> None:
+    for row in range(index.size):
+        low, high = np.uint64(index[row]) & _LOW, np.uint64(index[row]) >> _32
+        whole_gammas(shape[row], start, split, low, high, k0, k1, out[row])
+
+
 @njit(cache=True, nogil=True)
 def _fill_gammas(k0: Word, k1: Word, tag: Word, index: Any, start: int, shape: Float32Array, out: Float32Array) -> None:
     for row in range(index.size):
@@ -132,6 +179,22 @@ def gammas(
     shape = _shapes(shape, checked.size)
     out = np.empty(shape.shape, np.float32)
     _fill_gammas(*streams.key_words(seed), streams.tag_word(split, stream, USE_GAMMA), checked, start, shape, out)
+    return out
+
+
+def gammas_of_whole_shapes(
+    seed: int, split: Split, stream: Stream, indices: npt.NDArray[np.int64], shape: Float32Array, *, start: int
+) -> Float32Array:
+    """Standard gamma draws float32[n, m] of whole shapes float32[n, m] >= 1, several times faster where most are 1.
+
+    In the cells start .. start + m - 1, `start` a multiple of 4.
+    """
+    checked = streams.checked_indices(indices)
+    shape = _shapes(shape, checked.size)
+    if start % 4 or np.any(shape != np.floor(shape)):
+        raise ValueError(f"start = {start}: expected a multiple of 4, and whole shapes")
+    out = np.empty(shape.shape, np.float32)
+    _fill_whole(*streams.key_words(seed), streams.tag_word(split, stream, 0), checked, start, shape, out)
     return out
 
 

@@ -39,11 +39,14 @@ class Draws(Protocol):
         """float32[B, m]: Beta(a, b) for parameters float32[B, m] >= 1; m is the same in every round."""
         ...
 
-    def gammas(self, shape: npt.NDArray[np.float32], *, start: int | None = None) -> npt.NDArray[np.float32]:
-        """float32[B, m]: standard gamma draws for shapes float32[B, m] >= 1.
+    def gammas(self, shape: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """float32[B, m]: standard gamma draws for shapes float32[B, m] >= 1; m is the same whenever it is called."""
+        ...
 
-        `start` is the first of their cells, of which there are 2**32; null: those of this round, and m is the same
-        whenever it is called.
+    def whole_gammas(self, shape: npt.NDArray[np.float32], start: int) -> npt.NDArray[np.float32]:
+        """float32[B, m]: standard gamma draws for whole shapes float32[B, m] >= 1, in the cells from `start` on.
+
+        The caller keeps the cells apart: `start` is a multiple of 4, and there are 2**32 of them.
         """
         ...
 
@@ -74,9 +77,11 @@ class StreamDraws:
     def betas(self, a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         return gammas.betas(*self._key, Stream.ALGORITHM, self._index, a, b, start=self.round * a.shape[1])
 
-    def gammas(self, shape: npt.NDArray[np.float32], *, start: int | None = None) -> npt.NDArray[np.float32]:
-        first = self.round * shape.shape[1] if start is None else start
-        return gammas.gammas(*self._key, Stream.ALGORITHM, self._index, shape, start=first)
+    def gammas(self, shape: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return gammas.gammas(*self._key, Stream.ALGORITHM, self._index, shape, start=self.round * shape.shape[1])
+
+    def whole_gammas(self, shape: npt.NDArray[np.float32], start: int) -> npt.NDArray[np.float32]:
+        return gammas.gammas_of_whole_shapes(*self._key, Stream.ALGORITHM, self._index, shape, start=start)
 
     def _chunked(self, kind: str, count: int) -> npt.NDArray[np.float32]:
         """float32[B, count]: the numbers of this round, drawn for many rounds at once."""

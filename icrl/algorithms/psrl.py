@@ -5,8 +5,9 @@ Prior: transitions Dirichlet(1); mean rewards Beta(1, 1), updated by Bernoulli r
 Where the MDP is stationary the posterior is shared by all steps, else each step h has its own. The prior is the
 learner's, whatever the environments are: it does not know the moves of Dark Room, nor that rewards are sparse.
 
-Random numbers: layer l of episode k draws its gammas in the cells ((k L + l) S A + s A + a) (S + 2) + j of stream
-ALGORITHM: j < S next states, j = S, S + 1 the two of the mean reward, x / (x + y).
+Random numbers: layer l of episode k draws whole gammas (`icrl.gammas`) in the cells (k L + l) m + (s A + a) (S + 2) + j
+of stream ALGORITHM: j < S next states, j = S, S + 1 the two of the mean reward, x / (x + y); m is S A (S + 2), made a
+multiple of 4.
 
 Shapes: B interactions, S states, A actions, H steps, K episodes, N samples; L = 1 for stationary MDPs, else H.
 """
@@ -22,7 +23,7 @@ from numba import njit
 
 from icrl import gammas
 from icrl.algorithms.base import Algorithm, Draws
-from icrl.config import EnvironmentConfig, GridWorldConfig, PSRLConfig, TabularMDPConfig
+from icrl.config import EnvironmentConfig, GridWorldConfig, MDPConfig, PSRLConfig, TabularMDPConfig
 from icrl.envs import Batch, MDPBatch, Observation, mdp_kernels
 from icrl.envs.mdp_kernels import Array, back_up, sources
 from icrl.envs.tabular_mdp import bernoulli_rewards
@@ -132,6 +133,12 @@ _learn: Any
 _plan, _learn = _compile(sources(mdp_kernels))
 
 
+def stride(environment: MDPConfig) -> int:
+    """Cells of random numbers from a layer to the next."""
+    cells = environment.n_states * environment.n_actions * (environment.n_states + 2)
+    return cells + -cells % 4
+
+
 class PSRL(Algorithm):
     """Plays the optimal policy of one posterior sample throughout an episode."""
 
@@ -146,7 +153,8 @@ class PSRL(Algorithm):
         self._environment = environment
         self._layers = 1 if environment.stationary else environment.episode_length
         self._cells = environment.n_states * environment.n_actions * (environment.n_states + 2)
-        needed = environment.episodes * self._layers * self._cells
+        self._stride = stride(environment)
+        needed = environment.episodes * self._layers * self._stride
         if needed > 2**32:
             raise ValueError(
                 f"algorithm = psrl with {environment.episodes} episodes of {environment.n_states} states: "
@@ -184,16 +192,14 @@ class PSRL(Algorithm):
         best, policy = np.zeros((n, S)), np.empty((n, H, S), np.uint8)
         for layer in range(self._layers - 1, -1, -1):
             shape = np.broadcast_to(posterior[:, layer], (n, self._cells))
-            gamma = draw(shape, (self._episode * self._layers + layer) * self._cells)
+            gamma = draw(shape, (self._episode * self._layers + layer) * self._stride)
             first, last = (0, H - 1) if self._layers == 1 else (layer, layer)
             _plan(gamma, np.ascontiguousarray(known[:, layer]), first, last, best, policy)
         return policy
 
     def act(self, draws: Draws) -> npt.NDArray[np.int64]:
         if self._policy is None:
-            self._policy = self._optimal_policies(
-                self._row.size, self._posterior, self._known, lambda shape, start: draws.gammas(shape, start=start)
-            )
+            self._policy = self._optimal_policies(self._row.size, self._posterior, self._known, draws.whole_gammas)
         action: npt.NDArray[np.int64] = self._policy[self._row, self._step, self._states[:, self._step]].astype(
             np.int64
         )
@@ -251,4 +257,5 @@ class PSRL(Algorithm):
 
 def _draw(shape: npt.NDArray[np.float32], start: int) -> npt.NDArray[np.float32]:
     """The gammas behind Monte Carlo samples 0, 1, ..."""
-    return gammas.gammas(MONTE_CARLO_SEED, Split.EVAL, Stream.ALGORITHM, np.arange(len(shape)), shape, start=start)
+    key = (MONTE_CARLO_SEED, Split.EVAL, Stream.ALGORITHM, np.arange(len(shape)))
+    return gammas.gammas_of_whole_shapes(*key, shape, start=start)

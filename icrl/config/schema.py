@@ -390,7 +390,7 @@ class Config(Section):
             case "bernoulli_bandit" | "gaussian_bandit":
                 return (UCBConfig(), ThompsonConfig(), EmpiricalMeanConfig(), UniformConfig())
             case _:
-                return (UCBVIConfig(bonus=0.1), PSRLConfig(), UniformConfig())
+                return (UCBVIConfig(bonus=0.01, unvisited="ceiling"), PSRLConfig(), UniformConfig())
 
     def teacher(self) -> AlgorithmConfig | None:
         """The algorithm that the transformer imitates, where the labels come from one algorithm alone."""

@@ -156,7 +156,9 @@ def fixed_start(environment: MDPConfig) -> int:
     """The state in which every episode starts; -1: a random one."""
     if environment.start == "random":
         return -1
-    return environment.n_states // 2 if isinstance(environment, GridWorldConfig) else 0
+    if isinstance(environment, GridWorldConfig):  # the middle room; of an even side, the one below and right of it
+        return environment.side // 2 * environment.side + environment.side // 2
+    return 0
 
 
 def sample(environment: MDPConfig, seed: int, split: Split, indices: npt.NDArray[np.int64]) -> MDPBatch:

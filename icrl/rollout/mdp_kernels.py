@@ -31,8 +31,8 @@ from icrl.envs.mdp_kernels import (
     plan_known,
     sources,
 )
-from icrl.gammas import gamma_retry
-from icrl.streams import USE_GAMMA, USE_UNIFORM, Stream
+from icrl.gammas import whole_gammas
+from icrl.streams import USE_UNIFORM, Stream
 
 PLAY_UNIFORM, PLAY_OPTIMAL, PLAY_UCB_VI, PLAY_SOFT_UCB_VI, PLAY_PSRL = range(5)
 """Algorithms, as the kernel knows them."""
@@ -42,7 +42,7 @@ TAG_ENVIRONMENT = U(USE_UNIFORM << 8 | Stream.ENVIRONMENT)
 TAG_REWARD = U(USE_UNIFORM << 8 | Stream.REWARD)
 TAG_TRANSITION = U(USE_UNIFORM << 8 | Stream.TRANSITION)
 TAG_UNIFORM = U(USE_UNIFORM << 8 | Stream.ALGORITHM)
-TAG_GAMMA = U(USE_GAMMA << 8 | Stream.ALGORITHM)
+TAG_ALGORITHM = U(Stream.ALGORITHM)
 
 _ONE, _ZERO = np.float32(1), np.float32(0)
 _LOW, _32 = U(0xFFFFFFFF), U(32)
@@ -97,6 +97,7 @@ def _compile(stamp: int) -> Callable[..., None]:
         # PSRL
         samples = kind == PLAY_PSRL
         cells = S * A * (S + 2) if samples else 0
+        stride = cells + -cells % 4
         posterior, gamma, masses = np.empty((L, cells), np.float32), np.empty(cells, np.float32), np.empty(S * A)
         seen, drawn, policy = np.empty((L, S, A), np.float32), np.empty((S, A), np.float32), np.empty((H, S), np.uint8)
         for i in range(index.size):
@@ -132,11 +133,8 @@ def _compile(stamp: int) -> Callable[..., None]:
                             learn(state[row, last], action[row, last], reward[row, last], bernoulli, posterior, seen)
                         best[:] = 0.0
                         for layer in range(L - 1, -1, -1):
-                            for j in range(cells):
-                                cell = U((k * L + layer) * cells + j)
-                                gamma[j] = gamma_retry(
-                                    posterior[layer, j], 0, cell, split | TAG_GAMMA, low, high, k0, k1
-                                )
+                            begin = (k * L + layer) * stride
+                            whole_gammas(posterior[layer], begin, split | TAG_ALGORITHM, low, high, k0, k1, gamma)
                             # all steps of a stationary MDP share one layer
                             first, final = (0, H - 1) if L == 1 else (layer, layer)
                             plan_layer(

@@ -120,7 +120,7 @@ def test_a_play_draws_states_and_rewards_where_it_says(environment):
         h = t % H
         for b in range(3):
             if h == 0:
-                fixed = S // 2 if environment is ROOM else 0
+                fixed = 10 if environment is ROOM else 0  # row 2, column 2 of the 4 x 4 rooms
                 state[b] = fixed if environment.start == "fixed" else int(fate[b, t] * S)
             else:  # the law of step h - 1 leads to the state of step h
                 law = batch.transitions[b, min(h - 1, L - 1), state[b], action[t - 1, b]]
@@ -133,6 +133,13 @@ def test_a_play_draws_states_and_rewards_where_it_says(environment):
         mean = batch.rewards[np.arange(3), min(h, L - 1), state, action[t]]
         want = mean if environment is ROOM else (noise[:, t] < mean).astype(np.float32)
         np.testing.assert_array_equal(interaction.step(action[t]), want)
+
+
+@pytest.mark.parametrize(("side", "middle"), [(2, 3), (3, 4), (4, 10), (5, 12), (10, 55)])
+def test_dark_room_starts_in_its_middle(side, middle):
+    environment = GridWorldConfig(side=side, episode_length=2, episodes=1)
+    batch = envs.sample(environment, 0, Split.TEST, np.arange(3))
+    np.testing.assert_array_equal(envs.interact(environment, batch, 0, Split.TEST).observe(), middle)
 
 
 def test_rewards_without_noise_are_their_means():
