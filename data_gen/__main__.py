@@ -21,13 +21,16 @@ def main(
     with cli.usage_errors():
         loaded = cli.read(config, overrides, print_config)
         from data_gen.plan import plan
-        from icrl.files import require_free, size_text
+        from icrl.files import size_text
+        from icrl.store import ObjectPath, require_free
 
         planned = plan(loaded.config)
         require_free(planned.dataset, planned.bytes_needed)
     cli.say(f"dataset         {planned.dataset}")
     cli.say(f"trajectories    {planned.trajectories:,} in {planned.shards} shards, {size_text(planned.bytes)}")
     cli.say(f"missing         {planned.trajectories_missing:,} in {len(planned.tasks)} shards")
+    if isinstance(planned.dataset, ObjectPath) and planned.tasks:
+        cli.say("lock            none in an object store: a second command would write the same shards again")
     if dry_run:
         return
     from data_gen.generate import generate

@@ -6,15 +6,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from data_gen.plan import ShardTask, plan
 from data_gen.worker import ShardStats, TrajectoryWorker
 from icrl.config import Config
-from icrl.files import locked, make_directory, require_free, sweep_partials
 from icrl.run_dir import environment
-from icrl.store import LOCK_FILE, initialise
+from icrl.store import Place, initialise, make_directory, require_free, sweep_partials, writing
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
@@ -35,7 +33,7 @@ class Progress:
 class Summary:
     """What a generation wrote; nothing, if the dataset was complete."""
 
-    dataset: Path
+    dataset: Place
     shards_written: int
     trajectories_written: int
     bytes_written: int
@@ -63,8 +61,8 @@ def generate(config: Config, *, progress: Callable[[Progress], None] = _silent, 
     """Write the missing shards of the dataset of a config; a complete dataset returns at once, without a lock.
 
     With `dataset.actors` 0 in this process; otherwise with actors of the Ray that this process is connected to, each
-    with one CPU. An actor that dies is started again and its shard written again. The dataset is locked for as long as
-    this runs, whatever was left by a killed run is swept, and the bytes do not depend on the number of actors.
+    with one CPU. An actor that dies is started again and its shard written again. A dataset on a disk is locked for as
+    long as this runs, whatever was left by a killed run is swept, and the bytes do not depend on the number of actors.
     `patience` is how many seconds to wait for another process that generates the same dataset.
 
     Raises:
@@ -76,7 +74,7 @@ def generate(config: Config, *, progress: Callable[[Progress], None] = _silent, 
         return _summary(config, [], 0, started)
     require_free(found.dataset, found.bytes_needed)
     make_directory(found.dataset)
-    with locked(found.dataset / LOCK_FILE, patience=patience):
+    with writing(found.dataset, patience=patience):
         initialise(found.dataset, config, environment())
         sweep_partials(found.dataset)
         tasks = plan(config).tasks
@@ -121,7 +119,7 @@ def _actor_count(asked: int | Literal["auto"], tasks: int) -> int:
     return min(cpus if asked == "auto" else asked, cpus, tasks)
 
 
-def _written(config: Config, dataset: Path, tasks: Sequence[ShardTask], actors: int) -> Iterator[ShardStats]:
+def _written(config: Config, dataset: Place, tasks: Sequence[ShardTask], actors: int) -> Iterator[ShardStats]:
     if actors == 0:
         worker = TrajectoryWorker(config, dataset)
         yield from (worker.write(task) for task in tasks)
@@ -138,7 +136,7 @@ class TrajectoryActor(TrajectoryWorker):
         return replace(super().write(task), node=ray.get_runtime_context().get_node_id())
 
 
-def _written_by_actors(config: Config, dataset: Path, tasks: Sequence[ShardTask], actors: int) -> Iterator[ShardStats]:
+def _written_by_actors(config: Config, dataset: Place, tasks: Sequence[ShardTask], actors: int) -> Iterator[ShardStats]:
     """Hand out shards to actors that are up, one at a time each: at most `actors` shards are in flight."""
     import ray
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import icrl.envs
 import icrl.rollout
 from data_gen.plan import ShardTask
 from icrl.config import Config
-from icrl.store import arrays_for, dataset_recipe, geometry_for, write_shard
+from icrl.store import Place, arrays_for, dataset_recipe, geometry_for, write_shard
 from icrl.streams import Split
 
 
@@ -45,7 +44,7 @@ def stored_arrays(config: Config, split: str, indices: npt.NDArray[np.int64]) ->
 class TrajectoryWorker:
     """Writes shards of one dataset. Has no state between shards, so a restarted worker is as good as a fresh one."""
 
-    def __init__(self, config: Config, dataset: Path) -> None:
+    def __init__(self, config: Config, dataset: Place) -> None:
         self._config = config
         self._dataset = dataset
         self._specs = arrays_for(config)

@@ -176,6 +176,7 @@ class TrajectoryStream:
             batch[spec.name] = np.empty((len(rows), *spec.row_shape), spec.dtype)
         place = np.full(len(window.order), -1)
         place[rows] = np.arange(len(rows))
+        self._reader.will_need(window.chunks.tolist())
         # a chunk at a time: its pages are read in order, and its rows scattered to their places
         for number, start in zip(window.chunks.tolist(), window.starts.tolist(), strict=True):
             arrays = self._reader.chunk(number)

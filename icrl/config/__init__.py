@@ -32,6 +32,7 @@ from icrl.config.environments import (
     TabularMDPConfig,
 )
 from icrl.config.load import Loaded, config_hash, difference, dump, flatten, from_dict, identity, load, override
+from icrl.config.places import OBJECT_SCHEME, split_url
 from icrl.config.schema import (
     NAME_PATTERN,
     Config,
@@ -64,6 +65,7 @@ from icrl.config.sections import (
 
 __all__ = [
     "NAME_PATTERN",
+    "OBJECT_SCHEME",
     "Above",
     "AlgorithmConfig",
     "AtLeast",
@@ -122,5 +124,6 @@ __all__ = [
     "identity",
     "load",
     "override",
+    "split_url",
     "to_dict",
 ]

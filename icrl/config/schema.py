@@ -22,6 +22,7 @@ from icrl.config.algorithms import (
     UniformConfig,
 )
 from icrl.config.environments import EnvironmentConfig, LinearBanditConfig
+from icrl.config.places import dataset_problems, directory_problems
 from icrl.config.sections import (
     AtLeast,
     AtMost,
@@ -35,12 +36,6 @@ from icrl.config.sections import (
     Size,
     Trajectories,
 )
-
-
-def directory_problems(name: str, value: str | None) -> Iterator[Problem]:
-    """Why a path cannot be a directory of ours."""
-    if value is not None and "://" in value:
-        yield Problem(name, value, "a directory on a local or mounted disk", "object stores are not supported yet")
 
 
 @dataclass(frozen=True)
@@ -67,7 +62,7 @@ class DatasetConfig(Section):
     """Trajectories on disk."""
 
     path: str | None = None
-    """Directory of the dataset; null: data/<name>-<8 hex of the recipe>."""
+    """Directory of the dataset, or s3://bucket/prefix; null: data/<name>-<8 hex of the recipe>."""
     seed: Seed = 0
     """Key of every random number of the data."""
     train: Trajectories = 100_000
@@ -82,7 +77,7 @@ class DatasetConfig(Section):
     """Ray actors that generate; auto: one per CPU, 0: in this process without Ray."""
 
     def problems(self) -> Iterator[Problem]:
-        yield from directory_problems("path", self.path)
+        yield from dataset_problems("path", self.path)
 
 
 @dataclass(frozen=True)

@@ -6,44 +6,44 @@
 
 A shard's files are written aside, fsynced and renamed; then, last and in the same way, its commit record. A shard
 without a record is not data, whatever lies on disk. Generation is deterministic, so writing a shard twice is harmless.
+In an object store the same keys hold the same bytes, each by one PUT, and the record again comes last.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
 from icrl.config import Config
-from icrl.files import PARTIAL, atomic_write, make_directory, read_json, write_json
+from icrl.files import PARTIAL
+from icrl.store.place import Place, claim_json, make_directory, read_json, sizes, write, write_json
 from icrl.store.recipe import SPLITS, Recipe, dataset_recipe, recipe_sha256, require_same_recipe
 from icrl.store.schema import ArraySpec, Geometry, array_metadata, arrays_for, geometry_for
 from icrl.store.shard import crc32c_of, encode_shard
 from icrl.versions import KERNEL_VERSION, RNG_VERSION, SCHEMA_VERSION
 
 RECIPE_FILE = "recipe.json"
-LOCK_FILE = ".lock"
 
 
-def split_directory(dataset: Path, split: str) -> Path:
+def split_directory(dataset: Place, split: str) -> Place:
     """The Zarr group of a split."""
     return dataset / f"{split}.zarr"
 
 
-def shard_file(dataset: Path, split: str, spec: ArraySpec, shard: int) -> Path:
+def shard_file(dataset: Place, split: str, spec: ArraySpec, shard: int) -> Place:
     """The file of one array's shard."""
     return split_directory(dataset, split) / spec.name / spec.key(shard)
 
 
-def record_file(dataset: Path, split: str, shard: int) -> Path:
+def record_file(dataset: Place, split: str, shard: int) -> Place:
     """The commit record of a shard."""
     return dataset / "_commits" / split / f"{shard}.json"
 
 
-def read_recipe(dataset: Path) -> Recipe | None:
+def read_recipe(dataset: Place) -> Recipe | None:
     """The recipe of a dataset, or None where there is no dataset.
 
     Raises:
@@ -63,7 +63,7 @@ def read_recipe(dataset: Path) -> Recipe | None:
     return recipe
 
 
-def require_dataset_place(dataset: Path) -> None:
+def require_dataset_place(dataset: Place) -> None:
     """Refuse a place that is neither a dataset nor free for one.
 
     Raises:
@@ -80,7 +80,7 @@ def require_dataset_place(dataset: Path) -> None:
         )
 
 
-def initialise(dataset: Path, config: Config, provenance: Mapping[str, Any]) -> None:
+def initialise(dataset: Place, config: Config, provenance: Mapping[str, Any]) -> None:
     """Make the dataset's directories and metadata, or find them as they should be; the caller holds the lock.
 
     `provenance` (library versions, commit) is written beside the recipe when a split is first made; it never blocks.
@@ -94,13 +94,15 @@ def initialise(dataset: Path, config: Config, provenance: Mapping[str, Any]) -> 
         require_same_recipe(dataset, stored, recipe)
     else:
         require_dataset_place(dataset)
-        write_json(dataset / RECIPE_FILE, recipe)
+        claim_json(dataset / RECIPE_FILE, recipe)
+        # without a lock another writer may have come first, with another recipe
+        require_same_recipe(dataset, read_recipe(dataset) or {}, recipe)
     specs = arrays_for(config)
     for split in SPLITS:
         _initialise_split(dataset, split, specs, geometry_for(specs, recipe["sizes"][split]), recipe, provenance)
 
 
-def initialised(dataset: Path, specs: tuple[ArraySpec, ...]) -> bool:
+def initialised(dataset: Place, specs: tuple[ArraySpec, ...]) -> bool:
     """Whether the recipe and all Zarr metadata are there."""
     groups = [split_directory(dataset, split) for split in SPLITS]
     files = [group / "zarr.json" for group in groups] + [
@@ -110,7 +112,7 @@ def initialised(dataset: Path, specs: tuple[ArraySpec, ...]) -> bool:
 
 
 def _initialise_split(
-    dataset: Path,
+    dataset: Place,
     split: str,
     specs: tuple[ArraySpec, ...],
     geometry: Geometry,
@@ -122,7 +124,7 @@ def _initialise_split(
     for spec in specs:
         make_directory(group / spec.name)
         if not (group / spec.name / "zarr.json").exists():
-            write_json(group / spec.name / "zarr.json", array_metadata(spec, geometry))
+            claim_json(group / spec.name / "zarr.json", array_metadata(spec, geometry))
     if not (group / "zarr.json").exists():
         attributes = {
             "split": split,
@@ -134,11 +136,11 @@ def _initialise_split(
             "kernel_version": KERNEL_VERSION,
             "provenance": dict(provenance),
         }
-        write_json(group / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": attributes})
+        claim_json(group / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": attributes})
 
 
 def write_shard(
-    dataset: Path,
+    dataset: Place,
     split: str,
     shard: int,
     arrays: Mapping[str, npt.NDArray[Any]],
@@ -152,13 +154,13 @@ def write_shard(
         rows = arrays[spec.name]
         assert len(rows) == stop - start, (spec.name, len(rows), stop - start)
         buffers = encode_shard(rows, spec, geometry)
-        atomic_write(shard_file(dataset, split, spec, shard), buffers)
+        write(shard_file(dataset, split, spec, shard), buffers)
         sums[spec.name] = {"bytes": geometry.shard_bytes(spec, shard), "crc32c": f"{crc32c_of(buffers):08x}"}
     write_json(record_file(dataset, split, shard), {"shard": shard, "rows": stop - start, "arrays": sums})
     return sum(entry["bytes"] for entry in sums.values())
 
 
-def read_record(dataset: Path, split: str, shard: int) -> dict[str, Any] | None:
+def read_record(dataset: Place, split: str, shard: int) -> dict[str, Any] | None:
     """The commit record of a shard, or None where there is none.
 
     Raises:
@@ -171,27 +173,20 @@ def read_record(dataset: Path, split: str, shard: int) -> dict[str, Any] | None:
     return record
 
 
-def missing(dataset: Path, split: str, specs: tuple[ArraySpec, ...], geometry: Geometry) -> list[int]:
+def missing(dataset: Place, split: str, specs: tuple[ArraySpec, ...], geometry: Geometry) -> list[int]:
     """Shards of a split that are not data: no record, or a file that is gone or has another size."""
-    folder = record_file(dataset, split, 0).parent
-    # one listing: asking for each record by name takes seconds for a million shards
-    records = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    # one listing of each folder: asking for each file by name takes seconds for a million shards
+    records = sizes(record_file(dataset, split, 0).parent)
+    files = {spec: sizes(shard_file(dataset, split, spec, 0).parent) for spec in specs} if records else {}
     return [
         shard
         for shard in range(geometry.n_shards)
         if not records
-        or record_file(dataset, split, shard).name not in records
-        or any(_size(shard_file(dataset, split, spec, shard)) != geometry.shard_bytes(spec, shard) for spec in specs)
+        or f"{shard}.json" not in records
+        or any(files[spec].get(spec.key(shard)) != geometry.shard_bytes(spec, shard) for spec in specs)
     ]
 
 
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return -1
-
-
-def withdraw(dataset: Path, split: str, shard: int) -> None:
+def withdraw(dataset: Place, split: str, shard: int) -> None:
     """Take back a shard's commit record, so that the next generation writes the shard again."""
     record_file(dataset, split, shard).unlink(missing_ok=True)

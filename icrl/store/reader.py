@@ -1,19 +1,22 @@
-"""Reading a split: memory-mapped, only what is committed.
+"""Reading a split, only what is committed: memory-mapped from a disk, by ranges from an object store.
 
-The sums of the shards are checked by `icrl.store.verify`, not on every read.
+The sums of the shards are checked by `icrl.store.verify`, not on every read of a mapped file.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from icrl.files import read_json
 from icrl.store.commit import missing, read_recipe, shard_file, split_directory
+from icrl.store.place import Place, folders, read_json
+from icrl.store.ranges import RangeReader
 from icrl.store.recipe import SPLITS, Recipe, require_same_recipe
 from icrl.store.schema import ArraySpec, Geometry, parse_metadata
 from icrl.store.shard import map_shard
@@ -24,14 +27,17 @@ _MAPPED = 256
 """Most shard files mapped at once; each holds a file descriptor."""
 
 
-def read_layout(dataset: Path, split: str) -> tuple[tuple[ArraySpec, ...], Geometry]:
+def read_layout(dataset: Place, split: str) -> tuple[tuple[ArraySpec, ...], Geometry]:
     """The arrays of a split and their common grid, from the Zarr metadata alone.
 
     Raises:
         ValueError: if there is no such split, or it is not laid out as this store does.
     """
     group = split_directory(dataset, split)
-    found = [parse_metadata(path.parent.name, read_json(path)) for path in sorted(group.glob("*/zarr.json"))]
+    found = []
+    for folder in folders(group):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(parse_metadata(folder.name, read_json(folder / "zarr.json")))
     grids = {geometry for _, geometry in found}
     if len(grids) != 1:
         raise ValueError(f"{group} holds {len(found)} arrays on {len(grids)} grids: not a split of a dataset")
@@ -49,7 +55,7 @@ class SplitReader:
             it is not complete (with how many shards are missing and the command that completes it).
     """
 
-    def __init__(self, dataset: Path, split: str, recipe: Recipe | None = None) -> None:
+    def __init__(self, dataset: Place, split: str, recipe: Recipe | None = None) -> None:
         if split not in SPLITS:
             raise ValueError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
         stored = read_recipe(dataset)
@@ -69,6 +75,7 @@ class SplitReader:
                 f"(the first is {absent[0]}): complete it with `python -m data_gen CONFIG`"
             )
         self._maps: OrderedDict[tuple[str, int], npt.NDArray[Any]] = OrderedDict()
+        self._ranges = None if isinstance(dataset, Path) else RangeReader(self._file, self.specs, self.geometry)
 
     @property
     def n(self) -> int:
@@ -86,8 +93,20 @@ class SplitReader:
     def names(self) -> tuple[str, ...]:
         return tuple(spec.name for spec in self.specs)
 
+    def will_need(self, chunks: Sequence[int]) -> None:
+        """Say which inner chunks are read next, in their order: an object store is then asked for several at once."""
+        if self._ranges is not None:
+            self._ranges.will_need(chunks)
+
     def chunk(self, chunk: int) -> Arrays:
-        """One inner chunk of every array, as read-only views: [rows, *row_shape]."""
+        """One inner chunk of every array, as read-only views: [rows, *row_shape].
+
+        Raises:
+            ValueError: a chunk from an object store does not have its crc32c.
+            OSError: the object store does not answer.
+        """
+        if self._ranges is not None:
+            return self._ranges.chunk(chunk)
         start, stop = self.geometry.chunk_range(chunk)
         shard, inside = divmod(chunk, self.geometry.chunks)
         return {spec.name: self._mapped(spec, shard)[inside, : stop - start] for spec in self.specs}
@@ -98,6 +117,8 @@ class SplitReader:
         assert step == 1, "rows are consecutive"
         result = {spec.name: np.empty((max(stop - start, 0), *spec.row_shape), spec.dtype) for spec in self.specs}
         position = start
+        if position < stop:
+            self.will_need(range(position // self.chunk_rows, -(-stop // self.chunk_rows)))
         while position < stop:
             chunk = position // self.chunk_rows
             first, last = self.geometry.chunk_range(chunk)
@@ -114,6 +135,11 @@ class SplitReader:
             return self._maps[key]
         if len(self._maps) >= _MAPPED:
             self._maps.popitem(last=False)
-        mapped = map_shard(shard_file(self.dataset, self.split, spec, shard), spec, self.geometry, shard)
+        path = self._file(spec, shard)
+        assert isinstance(path, Path), path
+        mapped = map_shard(path, spec, self.geometry, shard)
         self._maps[key] = mapped
         return mapped
+
+    def _file(self, spec: ArraySpec, shard: int) -> Place:
+        return shard_file(self.dataset, self.split, spec, shard)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from icrl.config import Config, difference, to_dict
 from icrl.files import canonical_json, sha256_bytes
+from icrl.store.place import Place, place
 from icrl.versions import KERNEL_VERSION, RNG_VERSION, SCHEMA_VERSION
 
 SPLITS = ("train", "validation", "test")
@@ -43,20 +43,16 @@ def recipe_hash(recipe: Recipe) -> str:
     return recipe_sha256(recipe)[:8]
 
 
-def dataset_path(config: Config) -> Path:
-    """Where the dataset of a config lies: `dataset.path`, or data/<name>-<8 hex of the recipe>, under `storage.root`.
+def dataset_path(config: Config) -> Place:
+    """Where the dataset of a config lies: `dataset.path`, or data/<name>-<8 hex of the recipe>.
 
-    Raises:
-        ValueError: if the place is not on a local or mounted disk.
+    A directory lies under `storage.root`, s3://bucket/prefix where it says.
     """
     name = config.dataset.path or f"data/{config.name}-{recipe_hash(dataset_recipe(config))}"
-    for key, value in (("storage.root", config.storage.root), ("dataset.path", name)):
-        if "://" in value:
-            raise ValueError(f"{key} = {value!r}: expected a directory on a local or mounted disk")
-    return Path(config.storage.root).expanduser().absolute() / Path(name).expanduser()
+    return place(name, config.storage.root)
 
 
-def require_same_recipe(dataset: Path, stored: Recipe, asked: Recipe) -> None:
+def require_same_recipe(dataset: Place, stored: Recipe, asked: Recipe) -> None:
     """Refuse a dataset of another recipe.
 
     Raises:

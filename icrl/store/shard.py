@@ -21,12 +21,12 @@ import numpy.typing as npt
 
 from icrl.store.schema import MISSING, ArraySpec, Geometry
 
-_CRC_BYTES = 4
+CRC_BYTES = 4
 
 
 def crc32c_bytes(buffer: bytes | npt.NDArray[Any]) -> bytes:
     """The crc32c of a contiguous buffer as a shard holds it: four bytes, little-endian."""
-    return int(google_crc32c.value(buffer)).to_bytes(_CRC_BYTES, "little")
+    return int(google_crc32c.value(buffer)).to_bytes(CRC_BYTES, "little")
 
 
 def crc32c_of(buffers: Iterable[bytes | npt.NDArray[Any]]) -> int:
@@ -43,7 +43,7 @@ def encode_shard(rows: npt.NDArray[Any], spec: ArraySpec, geometry: Geometry) ->
     assert rows.shape[1:] == spec.row_shape, (spec.name, rows.shape)
     assert 0 < len(rows) <= geometry.shard_rows, (spec.name, len(rows))
     rows = np.ascontiguousarray(rows)
-    size = geometry.chunk_rows * spec.row_bytes + _CRC_BYTES
+    size = geometry.chunk_rows * spec.row_bytes + CRC_BYTES
     index = np.full((geometry.chunks, 2), MISSING, "<u8")
     buffers: list[bytes | npt.NDArray[Any]] = []
     for chunk, start in enumerate(range(0, len(rows), geometry.chunk_rows)):
@@ -72,6 +72,6 @@ def map_shard(path: Path, spec: ArraySpec, geometry: Geometry, shard: int) -> np
     mapped = np.memmap(path, np.uint8, mode="r").view(np.ndarray)  # slicing a memmap itself is slow
     start, stop = geometry.shard_range(shard)
     present = -(-(stop - start) // geometry.chunk_rows)
-    stride = geometry.chunk_rows * spec.row_bytes + _CRC_BYTES
-    chunks = mapped[: present * stride].reshape(present, stride)[:, :-_CRC_BYTES]
+    stride = geometry.chunk_rows * spec.row_bytes + CRC_BYTES
+    chunks = mapped[: present * stride].reshape(present, stride)[:, :-CRC_BYTES]
     return chunks.view(spec.dtype).reshape(present, geometry.chunk_rows, *spec.row_shape)

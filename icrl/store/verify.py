@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from icrl.store.commit import missing, read_recipe, read_record, record_file, shard_file
+from icrl.store.place import Place, size
 from icrl.store.reader import SplitReader, read_layout
 from icrl.store.recipe import SPLITS
 from icrl.store.schema import Geometry
@@ -24,7 +24,7 @@ Regenerate = Callable[[str, npt.NDArray[np.int64]], Mapping[str, npt.NDArray[Any
 class Fault:
     """One thing wrong: the file, what is wrong with it, and the shard to write again."""
 
-    path: Path
+    path: Place
     problem: str
     split: str
     shard: int
@@ -43,7 +43,7 @@ class Verification:
     faults: tuple[Fault, ...]
 
 
-def verify(dataset: Path, regenerate: Regenerate | None = None, *, sample: int = 8, seed: int = 0) -> Verification:
+def verify(dataset: Place, regenerate: Regenerate | None = None, *, sample: int = 8, seed: int = 0) -> Verification:
     """Check each committed file's size and crc32c, then regenerate `sample` inner chunks of each split.
 
     Chunks of shards that already have a fault are left out of the sample, which is a function of `seed`.
@@ -54,7 +54,7 @@ def verify(dataset: Path, regenerate: Regenerate | None = None, *, sample: int =
     if read_recipe(dataset) is None:
         raise ValueError(f"{dataset} holds no dataset")
     faults: list[Fault] = []
-    shards = size = chunks = 0
+    shards = total = chunks = 0
     for split in SPLITS:
         specs, geometry = read_layout(dataset, split)
         absent = missing(dataset, split, specs, geometry)
@@ -63,16 +63,16 @@ def verify(dataset: Path, regenerate: Regenerate | None = None, *, sample: int =
             found = _check_shard(dataset, split, shard, paths)
             faults += found
             shards += 1
-            size += 0 if found else sum(path.stat().st_size for path in paths.values())
+            total += 0 if found else sum(size(path) for path in paths.values())
         if regenerate is not None and not absent:
             bad = {fault.shard for fault in faults if fault.split == split}
             sampled = _sample(geometry, bad, sample, seed)
             faults += _check_values(SplitReader(dataset, split), sampled, regenerate)
             chunks += len(sampled)
-    return Verification(shards, size, chunks, tuple(faults))
+    return Verification(shards, total, chunks, tuple(faults))
 
 
-def _check_shard(dataset: Path, split: str, shard: int, paths: Mapping[str, Path]) -> list[Fault]:
+def _check_shard(dataset: Place, split: str, shard: int, paths: Mapping[str, Place]) -> list[Fault]:
     record_path = record_file(dataset, split, shard)
     try:
         record = read_record(dataset, split, shard)
@@ -88,13 +88,13 @@ def _check_shard(dataset: Path, split: str, shard: int, paths: Mapping[str, Path
     return faults
 
 
-def _check_file(path: Path, expected: Mapping[str, Any] | None) -> str | None:
+def _check_file(path: Place, expected: Mapping[str, Any] | None) -> str | None:
     if expected is None:
         return "its commit record does not know this array"
-    if not path.exists():
+    if (found := size(path)) == -1:
         return "file is gone"
-    if (size := path.stat().st_size) != expected["bytes"]:
-        return f"has {size} bytes, expected {expected['bytes']}"
+    if found != expected["bytes"]:
+        return f"has {found} bytes, expected {expected['bytes']}"
     crc = f"{crc32c_of([path.read_bytes()]):08x}"
     return None if crc == expected["crc32c"] else f"has crc32c {crc}, expected {expected['crc32c']}"
 
