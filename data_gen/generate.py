@@ -155,7 +155,13 @@ def _written_by_actors(config: Config, dataset: Place, tasks: Sequence[ShardTask
     while left:
         (answer,), _ = ray.wait(list(in_flight), num_returns=1)
         actor = in_flight.pop(answer)
-        stats = ray.get(answer)
+        try:
+            stats = ray.get(answer)
+        except ray.exceptions.RayTaskError as error:
+            # a store or a disk that fails is no mistake in the code: its own line says it all
+            if isinstance(error.cause, OSError):
+                raise error.cause from None
+            raise
         if (task := next(waiting, None)) is not None:
             in_flight[actor.write.remote(task)] = actor
         if stats is not None:

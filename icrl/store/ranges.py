@@ -22,7 +22,7 @@ from icrl.store.shard import CRC_BYTES, crc32c_bytes
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-KEPT_BYTES = 256 * 2**20
+KEPT_BYTES = 128 * 2**20
 """Most memory for chunks that were read; more only while one chunk and its successors need it."""
 BATCH_BYTES = 64 * 2**20
 """Most that is asked for at once."""

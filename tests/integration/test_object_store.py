@@ -246,20 +246,26 @@ def list_keys(config, port):
     return [e["path"] for page in obstore.list(client(port), dataset_path(config).key + "/") for e in page]
 
 
-def test_a_server_that_goes_away_is_one_message_and_exit_code_1(config, server, local, use, tmp_path):
+@pytest.mark.parametrize("actors", [0, pytest.param(2, marks=pytest.mark.ray)])
+def test_a_server_that_goes_away_is_one_message_and_exit_code_1(config, server, local, use, tmp_path, home, actors):
     file = tmp_path / "config.yaml"
     file.write_text(dump(config))
     wire = Wire(server)
     use(wire.port, AWS_MAX_ATTEMPTS="2")
     process = subprocess.Popen(
-        [sys.executable, "-m", "data_gen", file], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, "-m", "data_gen", file, f"dataset.actors={actors}"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     while process.poll() is None and not any("_commits" in key for key in list_keys(config, server)):
         time.sleep(0.02)
     wire.cut()
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 1, output
-    (line,) = [line for line in output.splitlines() if line.startswith("failed: ")]
+    (line,) = [line for line in output.splitlines() if "does not answer" in line]
+    assert line.startswith(f"failed: {config.dataset.path}/")
     assert f"http://127.0.0.1:{wire.port} does not answer" in line
     assert "Traceback" not in output
     assert "secret-of-the-tests" not in output
