@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +16,11 @@ from data_gen.worker import ShardStats, TrajectoryWorker
 from icrl.config import Config
 from icrl.run_dir import environment
 from icrl.store import Place, initialise, make_directory, require_free, sweep_partials, writing
+
+
+class DiskFullError(OSError):
+    """No space left, or a quota reached, in the middle of the work."""
+
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
@@ -67,6 +75,7 @@ def generate(config: Config, *, progress: Callable[[Progress], None] = _silent, 
 
     Raises:
         ValueError: if the dataset is of another recipe, in use, or too large for its disk; if Ray is not running.
+        DiskFullError: the disk filled up on the way.
     """
     started = time.perf_counter()
     found = plan(config)
@@ -74,15 +83,15 @@ def generate(config: Config, *, progress: Callable[[Progress], None] = _silent, 
         return _summary(config, [], 0, started)
     require_free(found.dataset, found.bytes_needed)
     make_directory(found.dataset)
-    with writing(found.dataset, patience=patience):
+    with writing(found.dataset, patience=patience), disk_errors(found.dataset):
         initialise(found.dataset, config, environment())
         sweep_partials(found.dataset)
         tasks = plan(config).tasks
         total = sum(task.trajectories for task in tasks)
         trajectories = size = 0
-        actors = 0 if config.dataset.actors == 0 or not tasks else _actor_count(config.dataset.actors, len(tasks))
+        actors = 0 if config.dataset.actors == 0 or not tasks else actor_count(config.dataset.actors, len(tasks))
         done: list[ShardStats] = []
-        for stats in _written(config, found.dataset, tasks, actors):
+        for stats in write_shards(config, found.dataset, tasks, actors):
             done.append(stats)
             trajectories += stats.task.trajectories
             size += stats.bytes
@@ -109,7 +118,7 @@ def _summary(config: Config, done: Sequence[ShardStats], actors: int, started: f
     )
 
 
-def _actor_count(asked: int | Literal["auto"], tasks: int) -> int:
+def actor_count(asked: int | Literal["auto"], tasks: int) -> int:
     import ray
 
     if not ray.is_initialized():
@@ -119,7 +128,27 @@ def _actor_count(asked: int | Literal["auto"], tasks: int) -> int:
     return min(cpus if asked == "auto" else asked, cpus, tasks)
 
 
-def _written(config: Config, dataset: Place, tasks: Sequence[ShardTask], actors: int) -> Iterator[ShardStats]:
+@contextlib.contextmanager
+def disk_errors(dataset: Place) -> Iterator[None]:
+    """A full disk, in this process or in an actor, ends the work with one clear message.
+
+    Raises:
+        DiskFullError: what is committed stays, and the same command goes on.
+    """
+    try:
+        yield
+    except OSError as error:
+        cause = getattr(error, "cause", error)  # Ray's own error wraps an actor's
+        if cause.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise DiskFullError(
+            f"{dataset}: {os.strerror(cause.errno)}. What is committed is whole and stays; free some space, and the "
+            "same command goes on from there"
+        ) from None
+
+
+def write_shards(config: Config, dataset: Place, tasks: Sequence[ShardTask], actors: int) -> Iterator[ShardStats]:
+    """Write shards in this process (0 actors) or with actors, and yield each as it is committed."""
     if actors == 0:
         worker = TrajectoryWorker(config, dataset)
         yield from (worker.write(task) for task in tasks)

@@ -61,6 +61,7 @@ from icrl.config.sections import (
     Section,
     Seed,
     Size,
+    without_credentials,
 )
 
 __all__ = [
@@ -126,4 +127,5 @@ __all__ = [
     "override",
     "split_url",
     "to_dict",
+    "without_credentials",
 ]

@@ -33,7 +33,12 @@ class Problem:
         place = f"{self.where}: " if self.where else ""
         remedy = f"; {self.remedy}" if self.remedy else ""
         text = f"{place}{self.path or 'config'} = {self.got!r}: expected {self.expected}{remedy}"
-        return _USER_AND_PASSWORD.sub("://...@", text)
+        return without_credentials(text)
+
+
+def without_credentials(text: str) -> str:
+    """A text, without the user and password of URLs in it."""
+    return _USER_AND_PASSWORD.sub("://...@", text)
 
 
 class ConfigError(ValueError):

@@ -1,8 +1,12 @@
 """The layout of a dataset on disk, and what makes a shard data.
 
     recipe.json                    what the dataset is
+    README.md                      the same for people (`icrl.store.card`)
     <split>.zarr/                  a Zarr v3 group; <array>/c.<shard>[.0...] are its shards
-    _commits/<split>/<shard>.json  rows, and the size and crc32c of each array's file
+    _commits/<split>/<shard>.json  rows, and of each array's file the size and the crc32c of each inner chunk
+
+(A crc32c over the whole file would not do: that of any chunk followed by its own crc32c is the same number, so it would
+hold for every file of undamaged chunks, whatever they hold.)
 
 A shard's files are written aside, fsynced and renamed; then, last and in the same way, its commit record. A shard
 without a record is not data, whatever lies on disk. Generation is deterministic, so writing a shard twice is harmless.
@@ -19,10 +23,11 @@ import numpy.typing as npt
 
 from icrl.config import Config
 from icrl.files import PARTIAL
+from icrl.store.card import CARD_FILE, dataset_card
 from icrl.store.place import Place, claim_json, make_directory, read_json, sizes, write, write_json
 from icrl.store.recipe import SPLITS, Recipe, dataset_recipe, recipe_sha256, require_same_recipe
 from icrl.store.schema import ArraySpec, Geometry, array_metadata, arrays_for, geometry_for
-from icrl.store.shard import crc32c_of, encode_shard
+from icrl.store.shard import chunk_sums, encode_shard
 from icrl.versions import KERNEL_VERSION, RNG_VERSION, SCHEMA_VERSION
 
 RECIPE_FILE = "recipe.json"
@@ -52,9 +57,13 @@ def read_recipe(dataset: Place) -> Recipe | None:
     path = dataset / RECIPE_FILE
     if not path.exists():
         return None
-    recipe: Recipe = read_json(path)
+    remedy = f"write it again with `python -m data_gen repair {dataset}`, or set dataset.path to a new place"
+    try:
+        recipe: Recipe = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; {remedy}") from None
     if not isinstance(recipe, dict):
-        raise ValueError(f"{path} is not a recipe: remove the damaged dataset, or set dataset.path to a new place")
+        raise ValueError(f"{path} is not a recipe: {remedy}")
     version = recipe.get("schema_version")
     if version != SCHEMA_VERSION:
         raise ValueError(
@@ -98,6 +107,8 @@ def initialise(dataset: Place, config: Config, provenance: Mapping[str, Any]) ->
         # without a lock another writer may have come first, with another recipe
         require_same_recipe(dataset, read_recipe(dataset) or {}, recipe)
     specs = arrays_for(config)
+    if not (dataset / CARD_FILE).exists():
+        write(dataset / CARD_FILE, dataset_card(recipe, specs).encode())
     for split in SPLITS:
         _initialise_split(dataset, split, specs, geometry_for(specs, recipe["sizes"][split]), recipe, provenance)
 
@@ -126,17 +137,22 @@ def _initialise_split(
         if not (group / spec.name / "zarr.json").exists():
             claim_json(group / spec.name / "zarr.json", array_metadata(spec, geometry))
     if not (group / "zarr.json").exists():
-        attributes = {
-            "split": split,
-            "n_trajectories": geometry.n,
-            "recipe": recipe,
-            "recipe_sha256": recipe_sha256(recipe),
-            "schema_version": SCHEMA_VERSION,
-            "rng_version": RNG_VERSION,
-            "kernel_version": KERNEL_VERSION,
-            "provenance": dict(provenance),
-        }
-        claim_json(group / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": attributes})
+        claim_json(group / "zarr.json", group_metadata(split, geometry, recipe, provenance))
+
+
+def group_metadata(split: str, geometry: Geometry, recipe: Recipe, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """`zarr.json` of a split."""
+    attributes = {
+        "split": split,
+        "n_trajectories": geometry.n,
+        "recipe": recipe,
+        "recipe_sha256": recipe_sha256(recipe),
+        "schema_version": SCHEMA_VERSION,
+        "rng_version": RNG_VERSION,
+        "kernel_version": KERNEL_VERSION,
+        "provenance": dict(provenance),
+    }
+    return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
 
 
 def write_shard(
@@ -155,7 +171,7 @@ def write_shard(
         assert len(rows) == stop - start, (spec.name, len(rows), stop - start)
         buffers = encode_shard(rows, spec, geometry)
         write(shard_file(dataset, split, spec, shard), buffers)
-        sums[spec.name] = {"bytes": geometry.shard_bytes(spec, shard), "crc32c": f"{crc32c_of(buffers):08x}"}
+        sums[spec.name] = {"bytes": geometry.shard_bytes(spec, shard), "crc32c": chunk_sums(buffers)}
     write_json(record_file(dataset, split, shard), {"shard": shard, "rows": stop - start, "arrays": sums})
     return sum(entry["bytes"] for entry in sums.values())
 

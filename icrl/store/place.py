@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import icrl.files
-from icrl.config import OBJECT_SCHEME
-from icrl.files import atomic_write, json_bytes, locked, parse_json
+from icrl.config import OBJECT_SCHEME, without_credentials
+from icrl.files import PARTIAL, atomic_write, json_bytes, locked, parse_json
 from icrl.store.objects import ObjectPath, joined
 
 Place = Path | ObjectPath
@@ -26,6 +26,20 @@ def place(url: str, root: str) -> Place:
     if url.startswith(OBJECT_SCHEME):
         return ObjectPath.parse(url)
     return Path(root).expanduser().absolute() / Path(url).expanduser()
+
+
+def dataset_place(given: str) -> Place:
+    """The place of a dataset as given on a command line.
+
+    Raises:
+        ValueError: a URL that is not s3://bucket/prefix.
+    """
+    if "://" not in given:
+        return Path(given).expanduser()
+    try:
+        return ObjectPath.parse(given)
+    except ValueError as error:
+        raise ValueError(f"STORE = {without_credentials(given)}: expected {error}") from None
 
 
 def write(target: Place, data: bytes | Iterable[Any]) -> None:
@@ -96,6 +110,11 @@ def make_directory(folder: Place) -> None:
 def sweep_partials(folder: Place) -> int:
     """Remove what killed writers left; a PUT leaves nothing."""
     return icrl.files.sweep_partials(folder) if isinstance(folder, Path) else 0
+
+
+def count_partials(folder: Place) -> int:
+    """How many partial files there are, of killed writers or of some at work."""
+    return sum(1 for _ in folder.rglob(f".*{PARTIAL}")) if isinstance(folder, Path) else 0
 
 
 def require_writable(option: str, target: Place) -> None:

@@ -96,10 +96,7 @@ class RangeReader:
         for chunk, part in zip(chunks, path.read_ranges(starts, [content + CRC_BYTES] * len(chunks)), strict=True):
             values = np.frombuffer(part, np.uint8)
             if crc32c_bytes(values[:content]) != values[content:].tobytes():
-                raise ValueError(
-                    f"{path}: chunk {chunk} does not have its crc32c: a damaged shard; remove its commit record and "
-                    "generate again"
-                )
+                raise ValueError(f"{path}: chunk {chunk} does not have its crc32c")
             start, stop = geometry.chunk_range(chunk)
             rows.append(values[:content].view(spec.dtype).reshape(geometry.chunk_rows, *spec.row_shape)[: stop - start])
         return rows

@@ -1,6 +1,6 @@
 """Reading a split, only what is committed: memory-mapped from a disk, by ranges from an object store.
 
-The sums of the shards are checked by `icrl.store.verify`, not on every read of a mapped file.
+The sum of an inner chunk is checked when a reader first touches it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from icrl.store.commit import missing, read_recipe, shard_file, split_directory
-from icrl.store.place import Place, folders, read_json
+from icrl.store.commit import missing, read_recipe, record_file, shard_file, split_directory
+from icrl.store.place import Place, folders, read_json, size
 from icrl.store.ranges import RangeReader
 from icrl.store.recipe import SPLITS, Recipe, require_same_recipe
 from icrl.store.schema import ArraySpec, Geometry, parse_metadata
-from icrl.store.shard import map_shard
+from icrl.store.shard import chunk_problem, map_shard
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -48,14 +48,15 @@ class SplitReader:
     """The rows of one split of a complete dataset.
 
     `n` trajectories in `n_chunks` inner chunks of `chunk_rows` rows (the last may be shorter). What is returned may be
-    a read-only view of the file.
+    a read-only view of the file. `check_sums` holds each inner chunk to its crc32c the first time it is read; a chunk
+    that is damaged ends the reading with a ValueError that names it and the command that repairs it.
 
     Raises:
         ValueError: if there is no dataset at this place, it is of another recipe or schema (with the difference), or
             it is not complete (with how many shards are missing and the command that completes it).
     """
 
-    def __init__(self, dataset: Place, split: str, recipe: Recipe | None = None) -> None:
+    def __init__(self, dataset: Place, split: str, recipe: Recipe | None = None, *, check_sums: bool = True) -> None:
         if split not in SPLITS:
             raise ValueError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
         stored = read_recipe(dataset)
@@ -68,13 +69,18 @@ class SplitReader:
         self.dataset = dataset
         self.split = split
         self.recipe = stored
-        self.specs, self.geometry = read_layout(dataset, split)
+        try:
+            self.specs, self.geometry = read_layout(dataset, split)
+        except ValueError as error:
+            raise ValueError(f"{error}; {self._remedy}") from None
         if absent := missing(dataset, split, self.specs, self.geometry):
             raise ValueError(
                 f"{split_directory(dataset, split)}: {len(absent)} of {self.geometry.n_shards} shards are missing "
-                f"(the first is {absent[0]}): complete it with `python -m data_gen CONFIG`"
+                f"(the first is {absent[0]}{self._damaged(absent[0])}): complete it with `python -m data_gen CONFIG`, "
+                f"or `python -m data_gen repair {dataset}`"
             )
-        self._maps: OrderedDict[tuple[str, int], npt.NDArray[Any]] = OrderedDict()
+        self._maps: OrderedDict[tuple[str, int], tuple[npt.NDArray[Any], npt.NDArray[np.uint32]]] = OrderedDict()
+        self._checked = {spec.name: np.full(self.n_chunks, not check_sums) for spec in self.specs}
         self._ranges = None if isinstance(dataset, Path) else RangeReader(self._file, self.specs, self.geometry)
 
     @property
@@ -106,10 +112,12 @@ class SplitReader:
             OSError: the object store does not answer.
         """
         if self._ranges is not None:
-            return self._ranges.chunk(chunk)
+            try:
+                return self._ranges.chunk(chunk)
+            except ValueError as error:
+                raise ValueError(f"{error}; {self._remedy}") from None
         start, stop = self.geometry.chunk_range(chunk)
-        shard, inside = divmod(chunk, self.geometry.chunks)
-        return {spec.name: self._mapped(spec, shard)[inside, : stop - start] for spec in self.specs}
+        return {spec.name: self._whole(spec, chunk)[: stop - start] for spec in self.specs}
 
     def rows(self, rows: slice) -> Arrays:
         """Consecutive rows of every array, copied: [rows, *row_shape]."""
@@ -128,18 +136,47 @@ class SplitReader:
             position = end
         return result
 
-    def _mapped(self, spec: ArraySpec, shard: int) -> npt.NDArray[Any]:
+    def _whole(self, spec: ArraySpec, chunk: int) -> npt.NDArray[Any]:
+        """An inner chunk with its filling, [chunk_rows, *row_shape], its sum checked."""
+        shard, inside = divmod(chunk, self.geometry.chunks)
+        values, sums = self._mapped(spec, shard)
+        if not self._checked[spec.name][chunk]:
+            if problem := chunk_problem(values[inside], sums[inside]):
+                path = shard_file(self.dataset, self.split, spec, shard)
+                raise ValueError(f"{path}: chunk {chunk} {problem}; {self._remedy}")
+            self._checked[spec.name][chunk] = True
+        whole: npt.NDArray[Any] = values[inside]
+        return whole
+
+    def _mapped(self, spec: ArraySpec, shard: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint32]]:
         key = (spec.name, shard)
         if key in self._maps:
             self._maps.move_to_end(key)
             return self._maps[key]
         if len(self._maps) >= _MAPPED:
             self._maps.popitem(last=False)
-        path = self._file(spec, shard)
-        assert isinstance(path, Path), path
-        mapped = map_shard(path, spec, self.geometry, shard)
+        try:
+            mapped = map_shard(self._file(spec, shard), spec, self.geometry, shard)
+        except ValueError as error:
+            raise ValueError(f"{error}; {self._remedy}") from None
         self._maps[key] = mapped
         return mapped
 
     def _file(self, spec: ArraySpec, shard: int) -> Place:
         return shard_file(self.dataset, self.split, spec, shard)
+
+    @property
+    def _remedy(self) -> str:
+        return f"write it again with `python -m data_gen repair {self.dataset}`"
+
+    def _damaged(self, shard: int) -> str:
+        """The file that is not as it should be, of a shard that was committed once."""
+        if not record_file(self.dataset, self.split, shard).exists():
+            return ""
+        for spec in self.specs:
+            path, expected = self._file(spec, shard), self.geometry.shard_bytes(spec, shard)
+            if (found := size(path)) == -1:
+                return f": {path} is gone"
+            if found != expected:
+                return f": {path} has {found} bytes, expected {expected}"
+        return ""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from icrl.config import Config, difference, to_dict
+from icrl.config import Config, ConfigError, build, difference, to_dict
 from icrl.files import canonical_json, sha256_bytes
 from icrl.store.place import Place, place
 from icrl.versions import KERNEL_VERSION, RNG_VERSION, SCHEMA_VERSION
@@ -31,6 +32,47 @@ def dataset_recipe(config: Config) -> Recipe:
         "kernel_version": KERNEL_VERSION,
         "schema_version": SCHEMA_VERSION,
     }
+
+
+def recipe_config(dataset: Place, recipe: Recipe) -> Config:
+    """A config that generates this dataset again, from its recipe alone; everything else has its default.
+
+    Raises:
+        ValueError: if this version would make other bytes of it, or cannot read it; shows the difference.
+    """
+    versions = {"rng_version": RNG_VERSION, "kernel_version": KERNEL_VERSION, "schema_version": SCHEMA_VERSION}
+    if lines := difference({name: recipe.get(name) for name in versions}, versions):
+        raise ValueError(_other_version(dataset, lines))
+    sizes = recipe.get("sizes")
+    here = dataset.absolute() if isinstance(dataset, Path) else dataset
+    values = {
+        "storage": {"root": str(here.parent) if isinstance(here, Path) else "."},
+        "environment": recipe.get("environment"),
+        "context": recipe.get("context"),
+        "dataset": {
+            "path": here.name if isinstance(here, Path) else str(here),
+            "seed": recipe.get("seed"),
+            "materialise": recipe.get("materialise"),
+        }
+        | (sizes if isinstance(sizes, dict) else {}),
+        "train": {"global_batch": 1, "workers": 1},
+    }
+    try:
+        config = build(Config, values)
+    except ConfigError as error:
+        raise ValueError(f"{dataset}: its recipe is not one that this version knows:\n  {error}") from None
+    if lines := difference(recipe, dataset_recipe(config)):
+        raise ValueError(_other_version(dataset, lines))
+    return config
+
+
+def _other_version(dataset: Place, lines: list[str]) -> str:
+    return (
+        f"{dataset} was made by another version of the generator (dataset -> this version):\n  "
+        + "\n  ".join(lines)
+        + "\nits values cannot be made again here: use the version that made it, whose commit `inspect` prints, "
+        "or generate the dataset again elsewhere"
+    )
 
 
 def recipe_sha256(recipe: Recipe) -> str:

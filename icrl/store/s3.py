@@ -30,6 +30,10 @@ _STALLED = timedelta(minutes=2)
 _REQUEST_TIMEOUT = timedelta(minutes=10)
 
 
+class ObjectStoreError(OSError):
+    """The store does not answer, or denies access: nothing is known of what lies in it."""
+
+
 @lru_cache(maxsize=8)
 def client(bucket: str, environment: tuple[tuple[str, str], ...]) -> S3Store:
     """The client of a bucket, one for each environment that it was made from."""
@@ -76,19 +80,19 @@ def errors(path: ObjectPath) -> Iterator[None]:
                 f"{path}: {_endpoint()} has no bucket {path.bucket}: make it, or correct dataset.path"
             ) from None
         if "/latest/api/token" in text or "/latest/meta-data" in text:
-            raise PermissionError(
+            raise ObjectStoreError(
                 f"{path}: no keys in the environment, and this machine has no role that gives some: set "
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             ) from None
         if isinstance(error, FileNotFoundError):
             raise FileNotFoundError(f"{path} is not there") from None
         if isinstance(error, PermissionError | PermissionDeniedError | UnauthenticatedError):
-            raise PermissionError(
+            raise ObjectStoreError(
                 f"{path}: {_endpoint()} denies access{f' ({code[1]})' if code else ''}: check "
                 "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"
             ) from None
         reason = code[1] if code else _reason(text)
-        raise OSError(
+        raise ObjectStoreError(
             f"{path}: {_endpoint()} does not answer as it should ({reason}): check AWS_ENDPOINT_URL, AWS_REGION and "
             "the network, then run the same command again; it resumes"
         ) from None
@@ -127,7 +131,7 @@ def _reason(text: str) -> str:
     """The end of the first line of an error; the server's answer is left out: it may repeat the request's signature."""
     if status := re.search(r"status code: (\d+)", text):
         return f"status {status[1]}"
-    first = text.partition("\n")[0].rpartition(" - ")[2]
+    first = text.partition("\n")[0].rpartition(" - ")[2].removeprefix("Generic S3 error: ")
     retries = re.search(r"after (\d+) retries", text)
     return _plain(first) + (f", after {retries[1]} retries" if retries else "")
 

@@ -11,14 +11,15 @@ offset, so a shard is mapped into memory as one strided array.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
+from icrl.store.objects import ObjectPath
+from icrl.store.place import Place
 from icrl.store.schema import MISSING, ArraySpec, Geometry
 
 CRC_BYTES = 4
@@ -29,12 +30,9 @@ def crc32c_bytes(buffer: bytes | npt.NDArray[Any]) -> bytes:
     return int(google_crc32c.value(buffer)).to_bytes(CRC_BYTES, "little")
 
 
-def crc32c_of(buffers: Iterable[bytes | npt.NDArray[Any]]) -> int:
-    """The crc32c of several contiguous buffers, one after the other."""
-    crc = 0
-    for buffer in buffers:
-        crc = google_crc32c.extend(crc, buffer)
-    return crc
+def chunk_sums(buffers: Sequence[bytes | npt.NDArray[Any]]) -> list[str]:
+    """The crc32c of each inner chunk, in hex, from the buffers of `encode_shard`."""
+    return [f"{int.from_bytes(crc, 'little'):08x}" for crc in buffers[1:-1:2] if isinstance(crc, bytes)]
 
 
 def encode_shard(rows: npt.NDArray[Any], spec: ArraySpec, geometry: Geometry) -> list[bytes | npt.NDArray[Any]]:
@@ -44,34 +42,59 @@ def encode_shard(rows: npt.NDArray[Any], spec: ArraySpec, geometry: Geometry) ->
     assert 0 < len(rows) <= geometry.shard_rows, (spec.name, len(rows))
     rows = np.ascontiguousarray(rows)
     size = geometry.chunk_rows * spec.row_bytes + CRC_BYTES
-    index = np.full((geometry.chunks, 2), MISSING, "<u8")
     buffers: list[bytes | npt.NDArray[Any]] = []
-    for chunk, start in enumerate(range(0, len(rows), geometry.chunk_rows)):
+    starts = range(0, len(rows), geometry.chunk_rows)
+    for start in starts:
         part = rows[start : start + geometry.chunk_rows]
         if len(part) < geometry.chunk_rows:
             whole = np.full((geometry.chunk_rows, *spec.row_shape), spec.fill, spec.dtype)
             whole[: len(part)] = part
             part = whole
         buffers += [part, crc32c_bytes(part)]
-        index[chunk] = chunk * size, size
-    return [*buffers, index, crc32c_bytes(index)]
+    return [*buffers, index_bytes(geometry, len(starts), size)]
 
 
-def map_shard(path: Path, spec: ArraySpec, geometry: Geometry, shard: int) -> npt.NDArray[Any]:
-    """The inner chunks of a shard file, mapped read-only: [chunks present, chunk_rows, *row_shape].
+def index_bytes(geometry: Geometry, present: int, size: int) -> bytes:
+    """Index of a shard with `present` inner chunks of `size` bytes (their crc32c included), and its own crc32c."""
+    index = np.full((geometry.chunks, 2), MISSING, "<u8")
+    index[:present, 0] = np.arange(present) * size
+    index[:present, 1] = size
+    return index.tobytes() + crc32c_bytes(index)
 
-    Sums are not checked here (`icrl.store.verify`).
+
+def map_shard(
+    path: Place, spec: ArraySpec, geometry: Geometry, shard: int, *, copy: bool = False
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint32]]:
+    """The inner chunks of a shard file, mapped read-only: [chunks present, chunk_rows, *row_shape]; and their sums.
+
+    The sums, uint32[chunks present], are as stored: `chunk_problem` holds a chunk to its own. The index is checked.
+    `copy` reads the file instead of mapping it, as is always done in an object store.
 
     Raises:
-        ValueError: if the file has another size than a shard of this array; names it.
+        ValueError: if the file has another size or index than a shard of this array; names it.
     """
     expected = geometry.shard_bytes(spec, shard)
-    actual = path.stat().st_size
+    whole = path.read_bytes() if isinstance(path, ObjectPath) else b""
+    actual = len(whole) if isinstance(path, ObjectPath) else path.stat().st_size
     if actual != expected:
         raise ValueError(f"{path} has {actual} bytes, expected {expected}: a damaged shard")
-    mapped = np.memmap(path, np.uint8, mode="r").view(np.ndarray)  # slicing a memmap itself is slow
+    mapped: npt.NDArray[np.uint8]
+    if isinstance(path, ObjectPath):
+        mapped = np.frombuffer(whole, np.uint8)
+    else:
+        # slicing a memmap itself is slow
+        mapped = np.fromfile(path, np.uint8) if copy else np.memmap(path, np.uint8, mode="r").view(np.ndarray)
     start, stop = geometry.shard_range(shard)
     present = -(-(stop - start) // geometry.chunk_rows)
     stride = geometry.chunk_rows * spec.row_bytes + CRC_BYTES
-    chunks = mapped[: present * stride].reshape(present, stride)[:, :-CRC_BYTES]
-    return chunks.view(spec.dtype).reshape(present, geometry.chunk_rows, *spec.row_shape)
+    if mapped[present * stride :].tobytes() != index_bytes(geometry, present, stride):
+        raise ValueError(f"{path}: its index is damaged")
+    framed = mapped[: present * stride].reshape(present, stride)
+    chunks = framed[:, :-CRC_BYTES].view(spec.dtype).reshape(present, geometry.chunk_rows, *spec.row_shape)
+    return chunks, framed[:, -CRC_BYTES:].view("<u4")[:, 0]
+
+
+def chunk_problem(values: npt.NDArray[Any], crc32c: np.uint32) -> str | None:
+    """What is wrong with a whole inner chunk [chunk_rows, *row_shape], if its sum is not `crc32c`."""
+    found = google_crc32c.value(values)
+    return None if found == crc32c else f"has crc32c {found:08x}, expected {int(crc32c):08x}"

@@ -162,9 +162,9 @@ class Cluster:
 
     def add_node(self, cpus: int) -> psutil.Process:
         """One more node; its raylet."""
-        before = {raylet.pid for raylet in self._raylets()}
+        before = {raylet.pid for raylet in self.raylets()}
         self._ray(f"--address={self.address}", f"--num-cpus={cpus}")
-        (raylet,) = [raylet for raylet in self._raylets() if raylet.pid not in before]
+        (raylet,) = [raylet for raylet in self.raylets() if raylet.pid not in before]
         return raylet
 
     def cut_power(self, raylet: psutil.Process) -> None:
@@ -200,7 +200,8 @@ class Cluster:
                     found.append(process)
         return found
 
-    def _raylets(self) -> list[psutil.Process]:
+    def raylets(self) -> list[psutil.Process]:
+        """Of all its nodes."""
         return [process for process in self._daemons() if process.name() == "raylet"]
 
     def end(self) -> None:

@@ -1,6 +1,5 @@
 """Datasets in an object store: a real S3 server over HTTP, killed writers, cut connections, damaged objects."""
 
-import dataclasses
 import json
 import os
 import pickle
@@ -28,7 +27,6 @@ from data_gen.worker import stored_arrays
 from icrl.config import Config, DatasetConfig, LinearBanditConfig, TrainConfig, dump, override
 from icrl.store import (
     SPLITS,
-    ObjectPath,
     SplitReader,
     dataset_path,
     dataset_recipe,
@@ -36,6 +34,7 @@ from icrl.store import (
     verify,
     withdraw,
 )
+from icrl.store.s3 import ObjectStoreError
 from tests.s3_server import BUCKET, Wire, environment, serving
 from train.dataset import TrajectoryStream, batches_in_order
 
@@ -312,7 +311,7 @@ def test_bad_settings_of_the_environment_are_named(config, server, use, monkeypa
 def test_denied_access_is_named_without_the_keys(config, use):
     with serving({"INITIAL_NO_AUTH_ACTION_COUNT": "1"}) as port:  # one request without: it makes the bucket
         use(port)
-        with pytest.raises(PermissionError, match=r"denies access.*: check AWS_ACCESS_KEY_ID") as caught:
+        with pytest.raises(ObjectStoreError, match=r"denies access.*: check AWS_ACCESS_KEY_ID") as caught:
             plan(config)
     assert "of-the-tests" not in str(caught.value)
 
@@ -328,12 +327,36 @@ def test_damage_is_found_and_named_by_verify_and_by_the_reader(config, server, l
     obstore.put(client(server), path.key, bytes(data) if damage == "flipped" else bytes(data[:900]))
     (fault,) = verify(dataset).faults
     assert (fault.path, fault.split, fault.shard) == (path, "train", 3)
-    with pytest.raises(ValueError, match=rf"{path}.*(does not have its crc32c|ends at byte 900)"):
+    with pytest.raises(ValueError, match=rf"{path}.*(not have its crc32c|ends at byte 900).*repair {dataset}"):
         reader.chunk(3 * reader.geometry.chunks)
-    withdraw(dataset, fault.split, fault.shard)
-    generate(config)
+    result = CliRunner().invoke(app, ["verify", str(dataset)])
+    assert result.exit_code == 1, result.output
+    assert f"damaged         {path}: " in result.output
+    result = CliRunner().invoke(app, ["repair", str(dataset)])
+    assert result.exit_code == 0, result.output
+    assert "written again   train shard 3: " in result.output
     assert objects(config, server) == files(local)
-    assert verify(dataset).faults == ()
+    for command, expected in (("verify", "sound"), ("inspect", "regret at t")):
+        result = CliRunner().invoke(app, [command, str(dataset)])
+        assert (result.exit_code, expected in result.output) == (0, True), result.output
+
+
+@pytest.mark.parametrize("command", ["verify", "repair", "inspect"])
+def test_a_store_that_does_not_answer_is_no_fault_of_the_dataset(config, server, use, command):
+    generate(config)
+    before = objects(config, server)
+    with Wire(server, down=6_000, cuts=1000) as wire:
+        use(wire.port, AWS_MAX_ATTEMPTS="2")
+        result = CliRunner().invoke(app, [command, config.dataset.path])
+    assert result.exit_code in (1, 2), result.output
+    (line,) = [line for line in result.output.splitlines() if "does not answer" in line]
+    assert line.startswith(("failed: ", "error: "))
+    assert "damaged" not in result.output
+    assert objects(config, server) == before
+    result = CliRunner().invoke(app, [command, "s3://key:hush@bucket/x"])
+    assert result.exit_code == 2
+    assert "expected s3://bucket/prefix" in result.output
+    assert "hush" not in result.output
 
 
 def test_training_gets_the_batches_of_the_local_dataset(config, local):
@@ -375,10 +398,3 @@ def test_zarr_python_opens_the_store_by_its_place(config, server, local):
     assert group.attrs["recipe"] == dataset_recipe(config)
     for name, values in SplitReader(local, "train").rows(slice(None)).items():
         np.testing.assert_array_equal(group[name][:], values, strict=True)
-
-
-def test_the_place_is_no_part_of_a_run(config):
-    here = dataclasses.replace(config.dataset, path=None)
-    assert dataset_recipe(dataclasses.replace(config, dataset=here)) == dataset_recipe(config)
-    assert isinstance(dataset_path(override(config, [f"dataset.path={config.dataset.path}/"])), ObjectPath)
-    assert dataset_path(override(config, [f"dataset.path={config.dataset.path}/"])) == dataset_path(config)

@@ -1,8 +1,11 @@
 """Where things may lie: what a URL in a config may be."""
 
+from pathlib import Path
+
 import pytest
 
 from icrl.config import Config, ConfigError, override, split_url
+from icrl.store import ObjectPath, dataset_path, dataset_recipe
 
 
 @pytest.mark.parametrize(
@@ -30,3 +33,13 @@ def test_a_url_is_a_bucket_and_a_prefix():
     assert split_url("s3://bucket/a") == ("bucket", "a")
     assert split_url("s3://my.bucket-1/a/b_c.d=e+f@g/") == ("my.bucket-1", "a/b_c.d=e+f@g")
     assert override(Config(), ["dataset.path=s3://bucket/a@b"]).dataset.path == "s3://bucket/a@b"
+
+
+def test_the_place_is_no_part_of_the_recipe():
+    remote, slash, local = (
+        override(Config(), [f"dataset.path={path}", "storage.root=/data"])
+        for path in ("s3://bucket/a/b", "s3://bucket/a/b/", "b")
+    )
+    assert dataset_path(remote) == dataset_path(slash) == ObjectPath("bucket", "a/b")
+    assert dataset_path(local) == Path("/data/b")
+    assert dataset_recipe(remote) == dataset_recipe(local)
