@@ -83,7 +83,7 @@ def generate(config: Config, *, progress: Callable[[Progress], None] = _silent, 
         return _summary(config, [], 0, started)
     require_free(found.dataset, found.bytes_needed)
     make_directory(found.dataset)
-    with writing(found.dataset, patience=patience), disk_errors(found.dataset):
+    with disk_errors(found.dataset), writing(found.dataset, patience=patience):
         initialise(found.dataset, config, environment())
         sweep_partials(found.dataset)
         tasks = plan(config).tasks

@@ -79,7 +79,7 @@ def repair(
         DiskFullError: the disk is full; the same command goes on.
     """
     recipe, config = recover_recipe(dataset)
-    with writing(dataset), disk_errors(dataset):
+    with disk_errors(dataset), writing(dataset):
         found = check(dataset, sample=sample)
         specs = arrays_for(config)
         tasks = []

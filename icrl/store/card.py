@@ -55,8 +55,8 @@ def dataset_card(recipe: Recipe, specs: tuple[ArraySpec, ...]) -> str:
         "(Lin, Bai and Mei, arXiv 2310.08566). All of it is simulated; no data of persons.",
         "## Splits",
         _table(("split", "trajectories", "shards", "size"), [_split_row(s, grids[s], specs) for s in SPLITS]),
-        "Splits differ in the key of their random numbers: no environment of one is in another. Trajectories of a "
-        "split are i.i.d. in their index.",
+        "Splits differ in the key of their random numbers, so their environments are drawn independently. Trajectories "
+        "of a split are i.i.d. in their index.",
         "## Arrays",
         "Each split is a Zarr v3 group, `<split>.zarr`; axis 0 of every array is the trajectory.",
         _table(("array", "dtype", "dimensions", "shape of a row", "units", "what"), [_array_row(s) for s in specs]),
