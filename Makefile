@@ -46,6 +46,11 @@ $(VENV)/runtime.stamp: requirements.lock scripts/install.sh
 	PYTHON="$(PYTHON)" VENV="$(VENV)" TORCH_INDEX="$(TORCH_INDEX)" sh scripts/install.sh requirements.lock
 	touch $@
 
-$(VENV)/dev.stamp: requirements-dev.lock $(VENV)/runtime.stamp
+$(VENV)/dev.stamp: requirements-dev.lock $(VENV)/s3-server.stamp $(VENV)/runtime.stamp
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements-dev.lock
+	touch $@
+
+$(VENV)/s3-server.stamp: requirements-s3-server.lock $(VENV)/runtime.stamp
+	$(BIN)/python -m venv --clear $(VENV)/s3-server
+	$(VENV)/s3-server/bin/python -m pip install -qq --disable-pip-version-check -r requirements-s3-server.lock
 	touch $@

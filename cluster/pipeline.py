@@ -10,9 +10,10 @@ from data_gen.plan import Plan, plan
 from eval.line_up import check as check_line_up
 from icrl.cli import FAILED, INTERRUPTED, TERMINATED, say
 from icrl.config import Loaded
-from icrl.files import require_free, write_json
+from icrl.files import write_json
 from icrl.progress import Progress
 from icrl.run_dir import RunDirectory
+from icrl.store import require_free
 from train.launch import TrainPlan, check
 
 

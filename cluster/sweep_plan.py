@@ -19,6 +19,7 @@ from eval.line_up import check as check_line_up
 from icrl.cli import FAILED, INTERRUPTED, TERMINATED, say
 from icrl.files import require_free, size_text
 from icrl.run_dir import RunDirectory
+from icrl.store import Place
 from train.launch import TrainPlan, check
 
 _PARTS = ("backbone", "embedding", "position", "read_out", "total")
@@ -39,7 +40,7 @@ class SweepPlan:
     concurrent: int
     cluster: bool
     """Ray is connected already."""
-    datasets: Mapping[Path, int]
+    datasets: Mapping[Place, int]
     """Datasets and the bytes that each lacks."""
     changes: tuple[str, ...]
     """What differs from the sweep as it was begun."""
@@ -85,7 +86,7 @@ def make(file: Path, overrides: Sequence[str], *, gpus: int | None, cluster: boo
     before = place.read()
     trials = numbered(trials, before, relative)
     training, resources = [], []
-    datasets: dict[Path, int] = {}
+    datasets: dict[Place, int] = {}
     nodes: list[Resources] = _nodes() if cluster else []
     for trial in trials:
         config = trial.loaded.config
@@ -99,8 +100,8 @@ def make(file: Path, overrides: Sequence[str], *, gpus: int | None, cluster: boo
         require_places(sweep, planned.workers, share, here)
         training.append(planned)
         resources.append(share)
-    if datasets:
-        require_free(next(iter(datasets)), sum(datasets.values()))
+    if local := {path: needed for path, needed in datasets.items() if isinstance(path, Path)}:
+        require_free(next(iter(local)), sum(local.values()))
     here = nodes or local_nodes(sweep, _gpus(training[0]), _cpus(training, resources))
     concurrent = min(
         concurrency(sweep, plan.workers, share, here) for plan, share in zip(training, resources, strict=True)

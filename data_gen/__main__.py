@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -24,7 +23,9 @@ class _Commands(TyperGroup):
 
 app = cli.application("Generate a dataset of trajectories; check, repair and look at one.")
 
-Store = Annotated[str, typer.Argument(help="Directory of a dataset.", metavar="STORE", show_default=False)]
+Store = Annotated[
+    str, typer.Argument(help="Directory of a dataset, or s3://bucket/prefix.", metavar="STORE", show_default=False)
+]
 SampleSize = Annotated[int, typer.Option("--sample", min=0, help="Chunks of each split that are made again.")]
 Full = Annotated[bool, typer.Option("--full", help="Make every chunk again, not a sample.")]
 Actors = Annotated[str, typer.Option("--actors", help="As dataset.actors: 0 works in this process.", metavar="N|auto")]
@@ -52,7 +53,8 @@ def generate_command(
     with cli.usage_errors():
         loaded = cli.read(config, overrides, print_config)
         from data_gen.plan import plan
-        from icrl.files import require_free, size_text
+        from icrl.files import size_text
+        from icrl.store import ObjectPath, require_free
 
         planned = plan(loaded.config)
         require_free(planned.dataset, planned.bytes_needed)
@@ -61,6 +63,8 @@ def generate_command(
     if planned.virtual:
         cli.say(f"nothing to write; next: {cli.command('train', config, overrides)}")
         return
+    if isinstance(planned.dataset, ObjectPath) and planned.tasks:
+        cli.say("lock            none in an object store: a second command would write the same shards again")
     if dry_run:
         return
     from data_gen.generate import generate
@@ -99,9 +103,9 @@ def verify_command(store: Store, sample: SampleSize = 8, full: Full = False) -> 
         from data_gen.repair import check
         from icrl.files import size_text
         from icrl.progress import Progress
-        from icrl.store import recover_recipe
+        from icrl.store import dataset_place, recover_recipe
 
-        dataset = _place(store)
+        dataset = dataset_place(store)
         recover_recipe(dataset)
     with cli.work_errors(), Progress() as progress:
         progress.start("verify", 1)
@@ -127,12 +131,12 @@ def repair_command(store: Store, sample: SampleSize = 8, full: Full = False, act
         from data_gen.local_ray import local_ray
         from data_gen.repair import repair
         from icrl.progress import Progress
-        from icrl.store import recover_recipe
+        from icrl.store import dataset_place, recover_recipe
 
         if actors != "auto" and not actors.isdecimal():
             raise ValueError(f"--actors {actors}: expected a number, or auto")
         number: int | Literal["auto"] = "auto" if actors == "auto" else int(actors)
-        dataset = _place(store)
+        dataset = dataset_place(store)
         recover_recipe(dataset)
     with cli.work_errors(), local_ray() if number else nullcontext(), Progress() as progress:
         progress.start("repair", 1)
@@ -162,22 +166,15 @@ def inspect_command(
     """Print a dataset's card, and statistics of a sample: regret, actions, sources."""
     with cli.usage_errors():
         from data_gen.inspection import inspect
-        from icrl.store import CARD_FILE
+        from icrl.store import CARD_FILE, dataset_place
 
-        dataset = _place(store)
+        dataset = dataset_place(store)
         lines = inspect(dataset, split)
         card = dataset / CARD_FILE
         if card.exists():
-            cli.say(card.read_text())
+            cli.say(card.read_bytes().decode())
     for line in lines[1:]:
         cli.say(line)
-
-
-def _place(store: str) -> Path:
-    """The directory that STORE names."""
-    if "://" in store:
-        raise ValueError(f"STORE = {store}: expected a directory on a local or mounted disk")
-    return Path(store)
 
 
 def _say_faults(found: Any) -> None:

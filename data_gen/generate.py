@@ -9,15 +9,13 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from data_gen.plan import ShardTask, plan
 from data_gen.worker import IN_FLIGHT, ShardStats, TrajectoryWorker
 from icrl.config import Config
-from icrl.files import locked, make_directory, require_free, sweep_partials
 from icrl.run_dir import environment
-from icrl.store import LOCK_FILE, initialise
+from icrl.store import Place, initialise, make_directory, require_free, sweep_partials, writing
 
 
 class DiskFullError(OSError):
@@ -43,7 +41,7 @@ class Progress:
 class Summary:
     """What a generation wrote; nothing, if the dataset was complete."""
 
-    dataset: Path
+    dataset: Place
     shards_written: int
     trajectories_written: int
     bytes_written: int
@@ -75,8 +73,8 @@ def generate(config: Config, *, progress: Callable[[Progress], None] = _silent, 
     """Write the missing shards of the dataset of a config; a complete dataset returns at once, without a lock.
 
     With `dataset.actors` 0 in this process; otherwise with actors of the Ray that this process is connected to, each
-    with one CPU. An actor that dies is started again and its shard written again. The dataset is locked for as long as
-    this runs, whatever was left by a killed run is swept, and the bytes do not depend on the number of actors.
+    with one CPU. An actor that dies is started again and its shard written again. A dataset on a disk is locked for as
+    long as this runs, whatever was left by a killed run is swept, and the bytes do not depend on the number of actors.
     `patience` is how many seconds to wait for another process that generates the same dataset.
 
     Raises:
@@ -89,7 +87,7 @@ def generate(config: Config, *, progress: Callable[[Progress], None] = _silent, 
         return _summary(config, [], 0, started)
     require_free(found.dataset, found.bytes_needed)
     make_directory(found.dataset)
-    with disk_errors(found.dataset), locked(found.dataset / LOCK_FILE, patience=patience):
+    with disk_errors(found.dataset), writing(found.dataset, patience=patience):
         initialise(found.dataset, config, environment())
         sweep_partials(found.dataset)
         tasks = plan(config).tasks
@@ -137,7 +135,7 @@ def actor_count(asked: int | Literal["auto"], tasks: int) -> int:
 
 
 @contextlib.contextmanager
-def disk_errors(dataset: Path) -> Iterator[None]:
+def disk_errors(dataset: Place) -> Iterator[None]:
     """A full disk, in this process or in an actor, ends the work with one clear message.
 
     Raises:
@@ -155,7 +153,7 @@ def disk_errors(dataset: Path) -> Iterator[None]:
         ) from None
 
 
-def write_shards(config: Config, dataset: Path, tasks: Sequence[ShardTask], actors: int) -> Iterator[ShardStats]:
+def write_shards(config: Config, dataset: Place, tasks: Sequence[ShardTask], actors: int) -> Iterator[ShardStats]:
     """Write shards in this process (0 actors) or with actors, and yield each as it is committed."""
     if actors == 0:
         yield from TrajectoryWorker(config, dataset).write_all(tasks)
@@ -172,7 +170,7 @@ class TrajectoryActor(TrajectoryWorker):
         return replace(super().write(task), node=ray.get_runtime_context().get_node_id())
 
 
-def _written_by_actors(config: Config, dataset: Path, tasks: Sequence[ShardTask], actors: int) -> Iterator[ShardStats]:
+def _written_by_actors(config: Config, dataset: Place, tasks: Sequence[ShardTask], actors: int) -> Iterator[ShardStats]:
     """Hand out shards to actors that are up: at most `IN_FLIGHT` are in the hands of each."""
     import ray
 
@@ -193,7 +191,13 @@ def _written_by_actors(config: Config, dataset: Path, tasks: Sequence[ShardTask]
     while left:
         (answer,), _ = ray.wait(list(in_flight), num_returns=1)
         actor = in_flight.pop(answer)
-        stats = ray.get(answer)
+        try:
+            stats = ray.get(answer)
+        except ray.exceptions.RayTaskError as error:
+            # a store or a disk that fails is no mistake in the code: its own line says it all
+            if isinstance(error.cause, OSError):
+                raise error.cause from None
+            raise
         handed = 0
         # more than one only to an actor that begins, and not what others would lack
         while waiting and (handed == 0 or (stats is None and handed < IN_FLIGHT and len(waiting) > actors)):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import numpy.typing as npt
 import icrl.envs
 from icrl.config import Config
 from icrl.files import size_text
-from icrl.store import SPLITS, SplitReader, geometry_for, read_provenance, recipe_config
+from icrl.store import SPLITS, Place, SplitReader, geometry_for, read_provenance, recipe_config
 from icrl.streams import Split
 
 SAMPLE = 2048
@@ -46,7 +45,7 @@ class Sample:
         return len(self.suboptimality)
 
 
-def inspect(dataset: Path, split: str = "train") -> list[str]:
+def inspect(dataset: Place, split: str = "train") -> list[str]:
     """The lines of the summary, from a sample of one split.
 
     Raises:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from icrl.config import Config
-from icrl.files import require_writable, size_text
+from icrl.files import size_text
 from icrl.store import (
     SPLITS,
+    Place,
     arrays_for,
     dataset_path,
     dataset_recipe,
@@ -18,6 +18,7 @@ from icrl.store import (
     read_recipe,
     require_dataset_place,
     require_same_recipe,
+    require_writable,
 )
 
 
@@ -39,7 +40,7 @@ class ShardTask:
 class Plan:
     """What a dataset consists of and what of it is missing."""
 
-    dataset: Path
+    dataset: Place
     tasks: tuple[ShardTask, ...]
     """The missing shards, in the order of the splits."""
     shards: int

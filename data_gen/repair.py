@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,20 +12,21 @@ import numpy.typing as npt
 from data_gen.generate import actor_count, disk_errors, write_shards
 from data_gen.plan import ShardTask
 from icrl.config import Config
-from icrl.files import locked, sweep_partials
 from icrl.run_dir import environment
 from icrl.source import stored_arrays
 from icrl.store import (
     CARD_FILE,
-    LOCK_FILE,
+    Place,
     Verification,
     arrays_for,
     geometry_for,
     initialise,
     mend_metadata,
     recover_recipe,
+    sweep_partials,
     verify,
     withdraw,
+    writing,
 )
 
 Progress = Callable[[int, int], None]
@@ -38,7 +38,7 @@ class Repair:
     """What was found, and what was done about it."""
 
     found: Verification
-    mended: tuple[Path, ...]
+    mended: tuple[Place, ...]
     """Files of metadata that were written again."""
     shards: tuple[ShardTask, ...]
     """Shards that were generated again."""
@@ -46,7 +46,7 @@ class Repair:
     """Partial files that were removed."""
 
 
-def check(dataset: Path, *, sample: int | None = 8, progress: Progress = lambda done, total: None) -> Verification:
+def check(dataset: Place, *, sample: int | None = 8, progress: Progress = lambda done, total: None) -> Verification:
     """`icrl.store.verify` with the generator of this version; writes nothing.
 
     Raises:
@@ -62,7 +62,7 @@ def regenerator(config: Config) -> Callable[[str, npt.NDArray[np.int64]], dict[s
 
 
 def repair(
-    dataset: Path,
+    dataset: Place,
     *,
     sample: int | None = 8,
     actors: int | Literal["auto"] = 0,
@@ -71,21 +71,22 @@ def repair(
     """Write again what `check` finds damaged, and what was never written; touch nothing else.
 
     Metadata comes from the recipe, shards from the generator, so all bytes are those of a dataset that was never
-    damaged. `actors` 0 works in this process, otherwise with actors of the Ray that is running. The dataset is locked.
+    damaged. `actors` 0 works in this process, otherwise with actors of the Ray that is running. A dataset on a disk is
+    locked.
 
     Raises:
         ValueError: no dataset, one of another version, or one in use by another process.
         DiskFullError: the disk is full; the same command goes on.
     """
     recipe, config = recover_recipe(dataset)
-    with disk_errors(dataset), locked(dataset / LOCK_FILE):
+    with disk_errors(dataset), writing(dataset):
         found = check(dataset, sample=sample)
         specs = arrays_for(config)
         tasks = []
         for split, shard in sorted({(f.split, f.shard) for f in found.faults if f.shard is not None and f.split}):
             geometry = geometry_for(specs, recipe["sizes"][split])
             tasks.append(ShardTask(split, shard, *geometry.shard_range(shard)))
-        mended = mend_metadata(dataset, recipe, config, found.faults)
+        mended: list[Place] = mend_metadata(dataset, recipe, config, found.faults)
         if not (dataset / CARD_FILE).exists():
             mended.append(dataset / CARD_FILE)
         initialise(dataset, config, environment())

@@ -9,14 +9,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from data_gen.plan import ShardTask
 from icrl.config import Config
 from icrl.source import stored_arrays
-from icrl.store import arrays_for, dataset_recipe, geometry_for, write_shard
+from icrl.store import Place, arrays_for, dataset_recipe, geometry_for, write_shard
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class TrajectoryWorker:
     rollout nor sums nor writing holds the GIL.
     """
 
-    def __init__(self, config: Config, dataset: Path) -> None:
+    def __init__(self, config: Config, dataset: Place) -> None:
         self._config = config
         self._dataset = dataset
         self._specs = arrays_for(config)

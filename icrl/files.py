@@ -94,8 +94,12 @@ def canonical_json(value: Any) -> bytes:
 
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
     """Write JSON for people and machines: sorted keys, two spaces, a final newline; atomic."""
-    text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    atomic_write(path, text.encode(), durable=durable)
+    atomic_write(path, json_bytes(value), durable=durable)
+
+
+def json_bytes(value: Any) -> bytes:
+    """What `write_json` writes."""
+    return (json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def read_json(path: Path) -> Any:
@@ -104,10 +108,19 @@ def read_json(path: Path) -> Any:
     Raises:
         ValueError: if the file is not JSON; names it.
     """
+    return parse_json(path.read_bytes(), path)
+
+
+def parse_json(data: bytes, source: object) -> Any:
+    """The value of JSON that was read from `source`.
+
+    Raises:
+        ValueError: if it is not JSON; names the source.
+    """
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(data)
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+        raise ValueError(f"{source} is not valid JSON: {error}") from error
 
 
 def sha256_bytes(data: bytes) -> str:

@@ -6,6 +6,7 @@ epochs may go on at new indices instead of meeting the same trajectories again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -58,6 +59,10 @@ class Source(Protocol):
         """Trajectories of the split."""
         ...
 
+    def will_need(self, chunks: Sequence[int]) -> None:
+        """Say which inner chunks are read next, in their order."""
+        ...
+
     def chunk(self, chunk: int, rows: Indices | None = None) -> Arrays:
         """One inner chunk of every array, or these rows of it (counted from its first): [rows, *row_shape].
 
@@ -89,6 +94,9 @@ class VirtualSource:
     @property
     def n(self) -> int:
         return self.geometry.n
+
+    def will_need(self, chunks: Sequence[int]) -> None:
+        """Nothing to prepare: they are made when they are asked for."""
 
     def chunk(self, chunk: int, rows: Indices | None = None) -> Arrays:
         epoch, within = divmod(chunk, self.geometry.n_chunks)

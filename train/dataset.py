@@ -222,6 +222,7 @@ class TrajectoryStream:
         place = np.full(len(window.order), -1)
         place[rows] = np.arange(len(rows))
         numbers = window.chunks + (epoch * self._source.geometry.n_chunks if self._fresh else 0)
+        self._source.will_need(numbers.tolist())
         # a chunk at a time: its pages are read in order, and its rows scattered to their places
         for number, (start, end) in zip(numbers.tolist(), pairwise(window.starts), strict=True):
             to = place[start:end]

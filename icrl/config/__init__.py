@@ -33,6 +33,7 @@ from icrl.config.environments import (
 )
 from icrl.config.load import Loaded, config_hash, difference, dump, flatten, from_dict, identity, load, override
 from icrl.config.misfits import algorithm_misfits
+from icrl.config.places import OBJECT_SCHEME, split_url
 from icrl.config.schema import (
     NAME_PATTERN,
     Config,
@@ -61,10 +62,12 @@ from icrl.config.sections import (
     Section,
     Seed,
     Size,
+    without_credentials,
 )
 
 __all__ = [
     "NAME_PATTERN",
+    "OBJECT_SCHEME",
     "Above",
     "AlgorithmConfig",
     "AtLeast",
@@ -124,5 +127,7 @@ __all__ = [
     "identity",
     "load",
     "override",
+    "split_url",
     "to_dict",
+    "without_credentials",
 ]

@@ -24,6 +24,7 @@ from icrl.config.algorithms import (
 )
 from icrl.config.environments import EnvironmentConfig, LinearBanditConfig
 from icrl.config.misfits import algorithm_misfits, array_misfits
+from icrl.config.places import dataset_problems, directory_problems
 from icrl.config.sections import (
     AtLeast,
     AtMost,
@@ -37,12 +38,6 @@ from icrl.config.sections import (
     Size,
     Trajectories,
 )
-
-
-def directory_problems(name: str, value: str | None) -> Iterator[Problem]:
-    """Why a path cannot be a directory of ours."""
-    if value is not None and "://" in value:
-        yield Problem(name, value, "a directory on a local or mounted disk", "object stores are not supported yet")
 
 
 @dataclass(frozen=True)
@@ -83,7 +78,7 @@ class DatasetConfig(Section):
     """Trajectories of the context, on disk or regenerated."""
 
     path: str | None = None
-    """Directory of the dataset; null: data/<name>-<8 hex of the recipe>."""
+    """Directory of the dataset, or s3://bucket/prefix; null: data/<name>-<8 hex of the recipe>."""
     seed: Seed = 0
     """Key of every random number of the data."""
     train: Trajectories = 100_000
@@ -103,7 +98,7 @@ class DatasetConfig(Section):
     """Ray actors that generate; auto: one per CPU, 0: in this process without Ray."""
 
     def problems(self) -> Iterator[Problem]:
-        yield from directory_problems("path", self.path)
+        yield from dataset_problems("path", self.path)
         if self.fresh and self.source == "stored":
             yield Problem("fresh", self.fresh, "false with source stored", "set dataset.source=virtual")
 

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
+
+_USER_AND_PASSWORD = re.compile(r"://[^/\s]*@")
+"""Of a URL: not to be repeated in a message."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,13 @@ class Problem:
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
         remedy = f"; {self.remedy}" if self.remedy else ""
-        return f"{place}{self.path or 'config'} = {self.got!r}: expected {self.expected}{remedy}"
+        text = f"{place}{self.path or 'config'} = {self.got!r}: expected {self.expected}{remedy}"
+        return without_credentials(text)
+
+
+def without_credentials(text: str) -> str:
+    """A text, without the user and password of URLs in it."""
+    return _USER_AND_PASSWORD.sub("://...@", text)
 
 
 class ConfigError(ValueError):

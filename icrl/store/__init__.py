@@ -1,11 +1,10 @@
-"""The dataset on disk: Zarr v3 shards that a kill cannot tear, their commit records, and a memory-mapped reader.
+"""The dataset, on disk or in an object store: Zarr v3 shards that a kill cannot tear, their commit records, a reader.
 
 Knows arrays and files, not where the numbers come from: whoever writes or verifies passes them in.
 """
 
 from icrl.store.card import CARD_FILE
 from icrl.store.commit import (
-    LOCK_FILE,
     initialise,
     initialised,
     missing,
@@ -13,6 +12,17 @@ from icrl.store.commit import (
     require_dataset_place,
     withdraw,
     write_shard,
+)
+from icrl.store.objects import ObjectPath
+from icrl.store.place import (
+    LOCK_FILE,
+    Place,
+    dataset_place,
+    make_directory,
+    require_free,
+    require_writable,
+    sweep_partials,
+    writing,
 )
 from icrl.store.reader import SplitReader
 from icrl.store.recipe import (
@@ -36,14 +46,18 @@ __all__ = [
     "ArraySpec",
     "Fault",
     "Geometry",
+    "ObjectPath",
+    "Place",
     "SplitReader",
     "Verification",
     "arrays_for",
     "dataset_path",
+    "dataset_place",
     "dataset_recipe",
     "geometry_for",
     "initialise",
     "initialised",
+    "make_directory",
     "mend_metadata",
     "missing",
     "read_provenance",
@@ -53,8 +67,12 @@ __all__ = [
     "recipe_sha256",
     "recover_recipe",
     "require_dataset_place",
+    "require_free",
     "require_same_recipe",
+    "require_writable",
+    "sweep_partials",
     "verify",
     "withdraw",
     "write_shard",
+    "writing",
 ]

@@ -10,45 +10,45 @@ hold for every file of undamaged chunks, whatever they hold.)
 
 A shard's files are written aside, fsynced and renamed; then, last and in the same way, its commit record. A shard
 without a record is not data, whatever lies on disk. Generation is deterministic, so writing a shard twice is harmless.
+In an object store the same keys hold the same bytes, each by one PUT, and the record again comes last.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
 from icrl.config import Config
-from icrl.files import PARTIAL, atomic_write, atomic_write_all, make_directory, read_json, write_json
+from icrl.files import PARTIAL
 from icrl.store.card import CARD_FILE, dataset_card
+from icrl.store.place import Place, claim_json, make_directory, read_json, sizes, write, write_all, write_json
 from icrl.store.recipe import SPLITS, Recipe, dataset_recipe, recipe_sha256, require_same_recipe
 from icrl.store.schema import ArraySpec, Geometry, array_metadata, arrays_for, geometry_for
 from icrl.store.shard import chunk_sums, encode_shard
 from icrl.versions import KERNEL_VERSION, RNG_VERSION, SCHEMA_VERSION
 
 RECIPE_FILE = "recipe.json"
-LOCK_FILE = ".lock"
 
 
-def split_directory(dataset: Path, split: str) -> Path:
+def split_directory(dataset: Place, split: str) -> Place:
     """The Zarr group of a split."""
     return dataset / f"{split}.zarr"
 
 
-def shard_file(dataset: Path, split: str, spec: ArraySpec, shard: int) -> Path:
+def shard_file(dataset: Place, split: str, spec: ArraySpec, shard: int) -> Place:
     """The file of one array's shard."""
     return split_directory(dataset, split) / spec.name / spec.key(shard)
 
 
-def record_file(dataset: Path, split: str, shard: int) -> Path:
+def record_file(dataset: Place, split: str, shard: int) -> Place:
     """The commit record of a shard."""
     return dataset / "_commits" / split / f"{shard}.json"
 
 
-def read_recipe(dataset: Path) -> Recipe | None:
+def read_recipe(dataset: Place) -> Recipe | None:
     """The recipe of a dataset, or None where there is no dataset.
 
     Raises:
@@ -72,7 +72,7 @@ def read_recipe(dataset: Path) -> Recipe | None:
     return recipe
 
 
-def require_dataset_place(dataset: Path) -> None:
+def require_dataset_place(dataset: Place) -> None:
     """Refuse a place that is neither a dataset nor free for one.
 
     Raises:
@@ -89,7 +89,7 @@ def require_dataset_place(dataset: Path) -> None:
         )
 
 
-def initialise(dataset: Path, config: Config, provenance: Mapping[str, Any]) -> None:
+def initialise(dataset: Place, config: Config, provenance: Mapping[str, Any]) -> None:
     """Make the dataset's directories and metadata, or find them as they should be; the caller holds the lock.
 
     `provenance` (library versions, commit) is written beside the recipe when a split is first made; it never blocks.
@@ -103,15 +103,17 @@ def initialise(dataset: Path, config: Config, provenance: Mapping[str, Any]) -> 
         require_same_recipe(dataset, stored, recipe)
     else:
         require_dataset_place(dataset)
-        write_json(dataset / RECIPE_FILE, recipe)
+        claim_json(dataset / RECIPE_FILE, recipe)
+        # without a lock another writer may have come first, with another recipe
+        require_same_recipe(dataset, read_recipe(dataset) or {}, recipe)
     specs = arrays_for(config)
     if not (dataset / CARD_FILE).exists():
-        atomic_write(dataset / CARD_FILE, dataset_card(recipe, specs).encode())
+        write(dataset / CARD_FILE, dataset_card(recipe, specs).encode())
     for split in SPLITS:
         _initialise_split(dataset, split, specs, geometry_for(specs, recipe["sizes"][split]), recipe, provenance)
 
 
-def initialised(dataset: Path, specs: tuple[ArraySpec, ...]) -> bool:
+def initialised(dataset: Place, specs: tuple[ArraySpec, ...]) -> bool:
     """Whether the recipe and all Zarr metadata are there."""
     groups = [split_directory(dataset, split) for split in SPLITS]
     files = [group / "zarr.json" for group in groups] + [
@@ -121,7 +123,7 @@ def initialised(dataset: Path, specs: tuple[ArraySpec, ...]) -> bool:
 
 
 def _initialise_split(
-    dataset: Path,
+    dataset: Place,
     split: str,
     specs: tuple[ArraySpec, ...],
     geometry: Geometry,
@@ -133,9 +135,9 @@ def _initialise_split(
     for spec in specs:
         make_directory(group / spec.name)
         if not (group / spec.name / "zarr.json").exists():
-            write_json(group / spec.name / "zarr.json", array_metadata(spec, geometry))
+            claim_json(group / spec.name / "zarr.json", array_metadata(spec, geometry))
     if not (group / "zarr.json").exists():
-        write_json(group / "zarr.json", group_metadata(split, geometry, recipe, provenance))
+        claim_json(group / "zarr.json", group_metadata(split, geometry, recipe, provenance))
 
 
 def group_metadata(split: str, geometry: Geometry, recipe: Recipe, provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,7 +156,7 @@ def group_metadata(split: str, geometry: Geometry, recipe: Recipe, provenance: M
 
 
 def write_shard(
-    dataset: Path,
+    dataset: Place,
     split: str,
     shard: int,
     arrays: Mapping[str, npt.NDArray[Any]],
@@ -164,19 +166,19 @@ def write_shard(
     """Write and commit one shard: `arrays` holds its rows, [stop - start, *row_shape] each. Returns bytes written."""
     start, stop = geometry.shard_range(shard)
     sums: dict[str, dict[str, Any]] = {}
-    files: dict[Path, list[bytes | npt.NDArray[Any]]] = {}
+    files: dict[Place, list[bytes | npt.NDArray[Any]]] = {}
     for spec in specs:
         rows = arrays[spec.name]
         assert len(rows) == stop - start, (spec.name, len(rows), stop - start)
         buffers = encode_shard(rows, spec, geometry)
         files[shard_file(dataset, split, spec, shard)] = buffers
         sums[spec.name] = {"bytes": geometry.shard_bytes(spec, shard), "crc32c": chunk_sums(buffers)}
-    atomic_write_all(files)
+    write_all(files)
     write_json(record_file(dataset, split, shard), {"shard": shard, "rows": stop - start, "arrays": sums})
     return sum(entry["bytes"] for entry in sums.values())
 
 
-def read_record(dataset: Path, split: str, shard: int) -> dict[str, Any] | None:
+def read_record(dataset: Place, split: str, shard: int) -> dict[str, Any] | None:
     """The commit record of a shard, or None where there is none.
 
     Raises:
@@ -189,27 +191,20 @@ def read_record(dataset: Path, split: str, shard: int) -> dict[str, Any] | None:
     return record
 
 
-def missing(dataset: Path, split: str, specs: tuple[ArraySpec, ...], geometry: Geometry) -> list[int]:
+def missing(dataset: Place, split: str, specs: tuple[ArraySpec, ...], geometry: Geometry) -> list[int]:
     """Shards of a split that are not data: no record, or a file that is gone or has another size."""
-    folder = record_file(dataset, split, 0).parent
-    # one listing: asking for each record by name takes seconds for a million shards
-    records = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    # one listing of each folder: asking for each file by name takes seconds for a million shards
+    records = sizes(record_file(dataset, split, 0).parent)
+    files = {spec: sizes(shard_file(dataset, split, spec, 0).parent) for spec in specs} if records else {}
     return [
         shard
         for shard in range(geometry.n_shards)
         if not records
-        or record_file(dataset, split, shard).name not in records
-        or any(_size(shard_file(dataset, split, spec, shard)) != geometry.shard_bytes(spec, shard) for spec in specs)
+        or f"{shard}.json" not in records
+        or any(files[spec].get(spec.key(shard)) != geometry.shard_bytes(spec, shard) for spec in specs)
     ]
 
 
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return -1
-
-
-def withdraw(dataset: Path, split: str, shard: int) -> None:
+def withdraw(dataset: Place, split: str, shard: int) -> None:
     """Take back a shard's commit record, so that the next generation writes the shard again."""
     record_file(dataset, split, shard).unlink(missing_ok=True)

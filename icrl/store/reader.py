@@ -1,19 +1,22 @@
-"""Reading a split: memory-mapped, only what is committed.
+"""Reading a split, only what is committed: memory-mapped from a disk, by ranges from an object store.
 
 The sum of an inner chunk is checked when a reader first touches it.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from icrl.files import read_json
 from icrl.store.commit import missing, read_recipe, record_file, shard_file, split_directory
+from icrl.store.place import Place, folders, read_json, size
+from icrl.store.ranges import RangeReader
 from icrl.store.recipe import SPLITS, Recipe, require_same_recipe
 from icrl.store.schema import ArraySpec, Geometry, parse_metadata
 from icrl.store.shard import Chunks, chunk_problem, map_shard
@@ -24,14 +27,17 @@ _MAPPED = 256
 """Most shard files mapped at once; each holds a file descriptor."""
 
 
-def read_layout(dataset: Path, split: str) -> tuple[tuple[ArraySpec, ...], Geometry]:
+def read_layout(dataset: Place, split: str) -> tuple[tuple[ArraySpec, ...], Geometry]:
     """The arrays of a split and their common grid, from the Zarr metadata alone.
 
     Raises:
         ValueError: if there is no such split, or it is not laid out as this store does.
     """
     group = split_directory(dataset, split)
-    found = [parse_metadata(path.parent.name, read_json(path)) for path in sorted(group.glob("*/zarr.json"))]
+    found = []
+    for folder in folders(group):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(parse_metadata(folder.name, read_json(folder / "zarr.json")))
     grids = {geometry for _, geometry in found}
     if len(grids) != 1:
         raise ValueError(f"{group} holds {len(found)} arrays on {len(grids)} grids: not a split of a dataset")
@@ -50,7 +56,7 @@ class SplitReader:
             it is not complete (with how many shards are missing and the command that completes it).
     """
 
-    def __init__(self, dataset: Path, split: str, recipe: Recipe | None = None, *, check_sums: bool = True) -> None:
+    def __init__(self, dataset: Place, split: str, recipe: Recipe | None = None, *, check_sums: bool = True) -> None:
         if split not in SPLITS:
             raise ValueError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
         stored = read_recipe(dataset)
@@ -75,6 +81,7 @@ class SplitReader:
             )
         self._maps: OrderedDict[tuple[str, int], Chunks] = OrderedDict()
         self._checked = {spec.name: np.full(self.n_chunks, not check_sums) for spec in self.specs}
+        self._ranges = None if isinstance(dataset, Path) else RangeReader(self._file, self.specs, self.geometry)
 
     @property
     def n(self) -> int:
@@ -92,11 +99,29 @@ class SplitReader:
     def names(self) -> tuple[str, ...]:
         return tuple(spec.name for spec in self.specs)
 
+    def will_need(self, chunks: Sequence[int]) -> None:
+        """Say which inner chunks are read next, in their order: an object store is then asked for several at once."""
+        if self._ranges is not None:
+            self._ranges.will_need(chunks)
+
     def chunk(self, chunk: int, rows: npt.NDArray[np.int64] | None = None) -> Arrays:
-        """One inner chunk of every array, as read-only views, or a copy of some of its rows: [rows, *row_shape]."""
-        start, stop = self.geometry.chunk_range(chunk)
-        views = {spec.name: self._whole(spec, chunk)[: stop - start] for spec in self.specs}
+        """One inner chunk of every array, as read-only views, or a copy of some of its rows: [rows, *row_shape].
+
+        Raises:
+            ValueError: a chunk does not have its crc32c.
+            OSError: the object store does not answer.
+        """
+        views = self._views(chunk)
         return views if rows is None else {name: values[rows] for name, values in views.items()}
+
+    def _views(self, chunk: int) -> Arrays:
+        if self._ranges is not None:
+            try:
+                return self._ranges.chunk(chunk)
+            except ValueError as error:
+                raise ValueError(f"{error}; {self._remedy}") from None
+        start, stop = self.geometry.chunk_range(chunk)
+        return {spec.name: self._whole(spec, chunk)[: stop - start] for spec in self.specs}
 
     def rows(self, rows: slice) -> Arrays:
         """Consecutive rows of every array, copied: [rows, *row_shape]."""
@@ -104,6 +129,8 @@ class SplitReader:
         assert step == 1, "rows are consecutive"
         result = {spec.name: np.empty((max(stop - start, 0), *spec.row_shape), spec.dtype) for spec in self.specs}
         position = start
+        if position < stop:
+            self.will_need(range(position // self.chunk_rows, -(-stop // self.chunk_rows)))
         while position < stop:
             chunk = position // self.chunk_rows
             first, last = self.geometry.chunk_range(chunk)
@@ -133,11 +160,14 @@ class SplitReader:
         if len(self._maps) >= _MAPPED:
             self._maps.popitem(last=False)
         try:
-            mapped = map_shard(shard_file(self.dataset, self.split, spec, shard), spec, self.geometry, shard)
+            mapped = map_shard(self._file(spec, shard), spec, self.geometry, shard)
         except ValueError as error:
             raise ValueError(f"{error}; {self._remedy}") from None
         self._maps[key] = mapped
         return mapped
+
+    def _file(self, spec: ArraySpec, shard: int) -> Place:
+        return shard_file(self.dataset, self.split, spec, shard)
 
     @property
     def _remedy(self) -> str:
@@ -148,9 +178,9 @@ class SplitReader:
         if not record_file(self.dataset, self.split, shard).exists():
             return ""
         for spec in self.specs:
-            path, expected = shard_file(self.dataset, self.split, spec, shard), self.geometry.shard_bytes(spec, shard)
-            if not path.exists():
+            path, expected = self._file(spec, shard), self.geometry.shard_bytes(spec, shard)
+            if (found := size(path)) == -1:
                 return f": {path} is gone"
-            if (size := path.stat().st_size) != expected:
-                return f": {path} has {size} bytes, expected {expected}"
+            if found != expected:
+                return f": {path} has {found} bytes, expected {expected}"
         return ""

@@ -7,6 +7,7 @@ from typing import Any
 
 from icrl.config import Config, ConfigError, build, difference, to_dict
 from icrl.files import canonical_json, sha256_bytes
+from icrl.store.place import Place, place
 from icrl.versions import KERNEL_VERSION, RNG_VERSION, SCHEMA_VERSION
 
 SPLITS = ("train", "validation", "test")
@@ -33,7 +34,7 @@ def dataset_recipe(config: Config) -> Recipe:
     }
 
 
-def recipe_config(dataset: Path, recipe: Recipe) -> Config:
+def recipe_config(dataset: Place, recipe: Recipe) -> Config:
     """A config that generates this dataset again, from its recipe alone; everything else has its default.
 
     Raises:
@@ -43,12 +44,13 @@ def recipe_config(dataset: Path, recipe: Recipe) -> Config:
     if lines := difference({name: recipe.get(name) for name in versions}, versions):
         raise ValueError(_other_version(dataset, lines))
     sizes = recipe.get("sizes")
+    here = dataset.absolute() if isinstance(dataset, Path) else dataset
     values = {
-        "storage": {"root": str(dataset.absolute().parent)},
+        "storage": {"root": str(here.parent) if isinstance(here, Path) else "."},
         "environment": recipe.get("environment"),
         "context": recipe.get("context"),
         "dataset": {
-            "path": dataset.absolute().name,
+            "path": here.name if isinstance(here, Path) else str(here),
             "seed": recipe.get("seed"),
             "materialise": recipe.get("materialise"),
         }
@@ -64,7 +66,7 @@ def recipe_config(dataset: Path, recipe: Recipe) -> Config:
     return config
 
 
-def _other_version(dataset: Path, lines: list[str]) -> str:
+def _other_version(dataset: Place, lines: list[str]) -> str:
     return (
         f"{dataset} was made by another version of the generator (dataset -> this version):\n  "
         + "\n  ".join(lines)
@@ -83,20 +85,16 @@ def recipe_hash(recipe: Recipe) -> str:
     return recipe_sha256(recipe)[:8]
 
 
-def dataset_path(config: Config) -> Path:
-    """Where the dataset of a config lies: `dataset.path`, or data/<name>-<8 hex of the recipe>, under `storage.root`.
+def dataset_path(config: Config) -> Place:
+    """Where the dataset of a config lies: `dataset.path`, or data/<name>-<8 hex of the recipe>.
 
-    Raises:
-        ValueError: if the place is not on a local or mounted disk.
+    A directory lies under `storage.root`, s3://bucket/prefix where it says.
     """
     name = config.dataset.path or f"data/{config.name}-{recipe_hash(dataset_recipe(config))}"
-    for key, value in (("storage.root", config.storage.root), ("dataset.path", name)):
-        if "://" in value:
-            raise ValueError(f"{key} = {value!r}: expected a directory on a local or mounted disk")
-    return Path(config.storage.root).expanduser().absolute() / Path(name).expanduser()
+    return place(name, config.storage.root)
 
 
-def require_same_recipe(dataset: Path, stored: Recipe, asked: Recipe) -> None:
+def require_same_recipe(dataset: Place, stored: Recipe, asked: Recipe) -> None:
     """Refuse a dataset of another recipe.
 
     Raises:

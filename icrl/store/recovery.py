@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from icrl.config import Config, difference
-from icrl.files import make_directory, read_json, write_json
 from icrl.store.commit import RECIPE_FILE, group_metadata, split_directory
+from icrl.store.place import Place, make_directory, read_json, write_json
 from icrl.store.recipe import SPLITS, Recipe, recipe_config, recipe_sha256
+from icrl.store.s3 import ObjectStoreError
 from icrl.store.schema import array_metadata, arrays_for, geometry_for
 
 LOST: Mapping[str, Any] = {"lost": "the metadata of every split was damaged and written again"}
@@ -26,7 +26,7 @@ LOST: Mapping[str, Any] = {"lost": "the metadata of every split was damaged and 
 class Fault:
     """One thing wrong: the file, what is wrong with it, and the shard to write again (None: the file alone)."""
 
-    path: Path
+    path: Place
     problem: str
     split: str | None
     shard: int | None
@@ -35,7 +35,7 @@ class Fault:
         return f"{self.path}: {self.problem}"
 
 
-def recover_recipe(dataset: Path) -> tuple[Recipe, Config]:
+def recover_recipe(dataset: Place) -> tuple[Recipe, Config]:
     """The recipe of a dataset and the config that generates it, also where `recipe.json` is damaged.
 
     A copy counts that agrees with the sha256 beside it. `recipe.json`, which has none, decides where there is no copy.
@@ -61,7 +61,7 @@ def recover_recipe(dataset: Path) -> tuple[Recipe, Config]:
     return recipe, recipe_config(dataset, recipe)
 
 
-def metadata_faults(dataset: Path, recipe: Recipe, config: Config) -> list[Fault]:
+def metadata_faults(dataset: Place, recipe: Recipe, config: Config) -> list[Fault]:
     """Metadata that is gone, cannot be read, or is not what the recipe decides; the card is nobody's metadata."""
     faults = []
     for path, split, expected in _expected(dataset, recipe, config):
@@ -70,7 +70,7 @@ def metadata_faults(dataset: Path, recipe: Recipe, config: Config) -> list[Fault
     return faults
 
 
-def mend_metadata(dataset: Path, recipe: Recipe, config: Config, faults: Sequence[Fault]) -> list[Path]:
+def mend_metadata(dataset: Place, recipe: Recipe, config: Config, faults: Sequence[Fault]) -> list[Place]:
     """Write again the metadata that `metadata_faults` found wrong, and nothing else; the caller holds the lock."""
     wrong = {fault.path for fault in faults if fault.shard is None}
     mended = []
@@ -82,7 +82,7 @@ def mend_metadata(dataset: Path, recipe: Recipe, config: Config, faults: Sequenc
     return mended
 
 
-def _expected(dataset: Path, recipe: Recipe, config: Config) -> Iterator[tuple[Path, str | None, Any]]:
+def _expected(dataset: Place, recipe: Recipe, config: Config) -> Iterator[tuple[Place, str | None, Any]]:
     """Each file of metadata with its split and its value; provenance is whatever is there."""
     specs = arrays_for(config)
     yield dataset / RECIPE_FILE, None, recipe
@@ -100,7 +100,7 @@ def _expected(dataset: Path, recipe: Recipe, config: Config) -> Iterator[tuple[P
             yield group / spec.name / "zarr.json", split, array_metadata(spec, geometry)
 
 
-def _problem(path: Path, expected: Any) -> str | None:
+def _problem(path: Place, expected: Any) -> str | None:
     if not path.exists():
         return "file is gone"
     found = _mapping(path)
@@ -110,27 +110,29 @@ def _problem(path: Path, expected: Any) -> str | None:
     return f"is not what the recipe decides (found -> expected): {'; '.join(lines[:3])}" if lines else None
 
 
-def _mapping(path: Path) -> dict[str, Any] | None:
+def _mapping(path: Place) -> dict[str, Any] | None:
     try:
         value = read_json(path)
+    except ObjectStoreError:
+        raise
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
 
 
-def _attributes(dataset: Path, split: str) -> Mapping[str, Any]:
+def _attributes(dataset: Place, split: str) -> Mapping[str, Any]:
     attributes = (_mapping(split_directory(dataset, split) / "zarr.json") or {}).get("attributes")
     return attributes if isinstance(attributes, dict) else {}
 
 
-def _copy(dataset: Path, split: str) -> Recipe | None:
+def _copy(dataset: Place, split: str) -> Recipe | None:
     attributes = _attributes(dataset, split)
     recipe = attributes.get("recipe")
     sound = isinstance(recipe, dict) and attributes.get("recipe_sha256") == recipe_sha256(recipe)
     return recipe if sound else None
 
 
-def read_provenance(dataset: Path, split: str) -> Mapping[str, Any] | None:
+def read_provenance(dataset: Place, split: str) -> Mapping[str, Any] | None:
     """Library versions, commit and machine of the command that made a split, or None where that is lost."""
     provenance = _attributes(dataset, split).get("provenance")
     return provenance if isinstance(provenance, dict) else None

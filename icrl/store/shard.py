@@ -12,21 +12,22 @@ offset, so a shard is mapped into memory as one strided array.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
+from icrl.store.objects import ObjectPath
+from icrl.store.place import Place
 from icrl.store.schema import MISSING, ArraySpec, Geometry
 
-_CRC_BYTES = 4
+CRC_BYTES = 4
 
 
 def crc32c_bytes(buffer: bytes | npt.NDArray[Any]) -> bytes:
     """The crc32c of a contiguous buffer as a shard holds it: four bytes, little-endian."""
-    return int(google_crc32c.value(buffer)).to_bytes(_CRC_BYTES, "little")
+    return int(google_crc32c.value(buffer)).to_bytes(CRC_BYTES, "little")
 
 
 def chunk_sums(buffers: Sequence[bytes | npt.NDArray[Any]]) -> list[str]:
@@ -40,7 +41,7 @@ def encode_shard(rows: npt.NDArray[Any], spec: ArraySpec, geometry: Geometry) ->
     assert rows.shape[1:] == spec.row_shape, (spec.name, rows.shape)
     assert 0 < len(rows) <= geometry.shard_rows, (spec.name, len(rows))
     rows = np.ascontiguousarray(rows)
-    size = geometry.chunk_rows * spec.row_bytes + _CRC_BYTES
+    size = geometry.chunk_rows * spec.row_bytes + CRC_BYTES
     buffers: list[bytes | npt.NDArray[Any]] = []
     starts = range(0, len(rows), geometry.chunk_rows)
     for start in starts:
@@ -65,15 +66,21 @@ Chunks = tuple[npt.NDArray[Any], npt.NDArray[np.uint32]]
 """Inner chunks [present, chunk_rows, *row_shape] and their sums uint32[present] as stored."""
 
 
-def map_shard(path: Path, spec: ArraySpec, geometry: Geometry, shard: int) -> Chunks:
+def map_shard(path: Place, spec: ArraySpec, geometry: Geometry, shard: int, *, copy: bool = False) -> Chunks:
     """A shard file, mapped read-only. Its chunks' sums are not checked here (`chunk_problem`).
+
+    `copy` reads the file instead of mapping it, as is always done in an object store.
 
     Raises:
         ValueError: if the file has another size or index than a shard of this array; names it.
     """
-    empty = path.stat().st_size == 0  # cannot be mapped
-    # slicing a memmap itself is slow
-    data = np.empty(0, np.uint8) if empty else np.memmap(path, np.uint8, mode="r").view(np.ndarray)
+    data: npt.NDArray[np.uint8]
+    if isinstance(path, ObjectPath):
+        data = np.frombuffer(path.read_bytes(), np.uint8)
+    elif copy or path.stat().st_size == 0:  # what is empty cannot be mapped
+        data = np.fromfile(path, np.uint8)
+    else:  # slicing a memmap itself is slow
+        data = np.memmap(path, np.uint8, mode="r").view(np.ndarray)
     try:
         return shard_chunks(data, spec, geometry, shard)
     except ValueError as error:
@@ -90,12 +97,12 @@ def shard_chunks(data: npt.NDArray[np.uint8], spec: ArraySpec, geometry: Geometr
         raise ValueError(f"has {data.size} bytes, expected {expected}")
     start, stop = geometry.shard_range(shard)
     present = -(-(stop - start) // geometry.chunk_rows)
-    stride = geometry.chunk_rows * spec.row_bytes + _CRC_BYTES
+    stride = geometry.chunk_rows * spec.row_bytes + CRC_BYTES
     if data[present * stride :].tobytes() != index_bytes(geometry, present, stride):
         raise ValueError("has a damaged index")
     framed = data[: present * stride].reshape(present, stride)
-    chunks = framed[:, :-_CRC_BYTES].view(spec.dtype).reshape(present, geometry.chunk_rows, *spec.row_shape)
-    return chunks, framed[:, -_CRC_BYTES:].view("<u4")[:, 0]
+    chunks = framed[:, :-CRC_BYTES].view(spec.dtype).reshape(present, geometry.chunk_rows, *spec.row_shape)
+    return chunks, framed[:, -CRC_BYTES:].view("<u4")[:, 0]
 
 
 def chunk_problem(values: npt.NDArray[Any], crc32c: np.uint32) -> str | None:

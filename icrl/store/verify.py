@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from icrl.files import PARTIAL
 from icrl.store.commit import read_record, record_file, shard_file
+from icrl.store.place import Place, count_partials
 from icrl.store.recipe import SPLITS
 from icrl.store.recovery import Fault, metadata_faults, recover_recipe
+from icrl.store.s3 import ObjectStoreError
 from icrl.store.schema import ArraySpec, Geometry, arrays_for, geometry_for
 from icrl.store.shard import chunk_problem, map_shard, shard_chunks
 
@@ -41,7 +41,7 @@ class Verification:
 
 
 def verify(
-    dataset: Path,
+    dataset: Place,
     regenerate: Regenerate | None = None,
     *,
     sample: int | None = 8,
@@ -75,12 +75,12 @@ def verify(
             sampled = _sample(geometry, bad, sample, seed)
             faults += _check_values(dataset, split, specs, geometry, sampled, regenerate)
             chunks += len(sampled)
-    partials = sum(1 for _ in dataset.rglob(f".*{PARTIAL}"))
+    partials = count_partials(dataset)
     return Verification(shards, size, chunks, tuple(faults), partials)
 
 
 def _check_shard(
-    dataset: Path, split: str, shard: int, specs: tuple[ArraySpec, ...], geometry: Geometry
+    dataset: Place, split: str, shard: int, specs: tuple[ArraySpec, ...], geometry: Geometry
 ) -> list[Fault]:
     record_path = record_file(dataset, split, shard)
     start, stop = geometry.shard_range(shard)
@@ -94,6 +94,8 @@ def _check_shard(
             name: (entry["bytes"], [int(crc, 16) for crc in entry["crc32c"]])
             for name, entry in record["arrays"].items()
         }
+    except ObjectStoreError:
+        raise  # the whole store, not this shard
     except (OSError, ValueError) as error:
         return [Fault(record_path, str(error), split, shard)]
     except (KeyError, TypeError, AttributeError) as error:
@@ -110,13 +112,15 @@ def _check_shard(
     return faults
 
 
-def _check_file(path: Path, spec: ArraySpec, geometry: Geometry, shard: int) -> tuple[str | None, list[int]]:
+def _check_file(path: Place, spec: ArraySpec, geometry: Geometry, shard: int) -> tuple[str | None, list[int]]:
     """What is wrong with a file in itself (its size, its index, a chunk), and the crc32c of its inner chunks."""
     try:
         # not mapped: a disk that cannot read a page would end the process
         values, sums = shard_chunks(np.frombuffer(path.read_bytes(), np.uint8), spec, geometry, shard)
     except FileNotFoundError:
         return "file is gone", []
+    except ObjectStoreError:
+        raise
     except OSError as error:
         return f"cannot be read: {error.strerror}", []
     except ValueError as error:
@@ -134,7 +138,7 @@ def _sample(geometry: Geometry, bad: set[int], sample: int | None, seed: int) ->
 
 
 def _check_values(
-    dataset: Path,
+    dataset: Place,
     split: str,
     specs: tuple[ArraySpec, ...],
     geometry: Geometry,
