@@ -8,6 +8,7 @@ Shapes: B rows, A actions, N quadrature nodes.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -19,6 +20,9 @@ IntArray = npt.NDArray[np.int64]
 
 TABLE_ROUNDS = 256
 """Longest horizon whose distribution functions are tabulated: 70 MB; beyond it they are evaluated on demand."""
+
+MOST_NODES = 512
+"""Nodes up to which quadrature of Beta posteriors is exact, whatever it costs."""
 
 _CHUNK = 2**17
 """Most numbers of one intermediate array, so that a few of them stay in a core's cache."""
@@ -37,12 +41,13 @@ class BetaBest:
     With n_k = s_k + f_k plays the integrand is a polynomial of degree sum_k (n_k + 1) - 1 <= rounds + A - 1, so that
     Gauss-Legendre quadrature with ceil((rounds + A) / 2) nodes is exact but for rounding. All terms are positive and
     come from recurrences without subtraction: the relative error is below 1e-11, however small the probability is (down
-    to 1e-290). Which other rows are asked for does not change a bit.
+    to 1e-290). Beyond MOST_NODES their number grows with the square root of the rounds, as a Beta density's width
+    shrinks: the absolute error is then below 1e-8. Which other rows are asked for does not change a bit.
     """
 
     def __init__(self, n_actions: int, rounds: int) -> None:
         self.n_actions, self.rounds = n_actions, rounds
-        nodes, weights = np.polynomial.legendre.leggauss(-(-(rounds + n_actions) // 2))
+        nodes, weights = special.roots_legendre(_nodes(n_actions, rounds))
         self._nodes: Float64Array = (nodes + 1) / 2
         self._weights: Float64Array = weights / 2
 
@@ -79,13 +84,18 @@ class BetaBest:
         return np.exp(log_density)[at], special.betainc(a, b, x)[at]
 
 
+def _nodes(n_actions: int, rounds: int) -> int:
+    exact = -(-(rounds + n_actions) // 2)
+    return min(exact, max(MOST_NODES, 6 * math.isqrt(rounds) + 24))
+
+
 @lru_cache(maxsize=2)
 def _beta_tables(count: int, rounds: int) -> tuple[Float64Array, Float64Array]:
     """Density and distribution function of Beta(1 + s, 1 + n - s) at `count` nodes, in row n (n + 1) / 2 + s.
 
     With X_n ~ Binomial(n, x): the density is (n + 1) P(X_n = s), the distribution function P(X_{n+1} >= s + 1).
     """
-    x = (np.polynomial.legendre.leggauss(count)[0] + 1) / 2
+    x = (special.roots_legendre(count)[0] + 1) / 2
     density = np.empty(((rounds + 1) * (rounds + 2) // 2, count))
     distribution = np.empty_like(density)
     point = np.ones((1, count))  # P(X_n = s), s = 0 .. n

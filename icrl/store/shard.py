@@ -66,10 +66,10 @@ Chunks = tuple[npt.NDArray[Any], npt.NDArray[np.uint32]]
 """Inner chunks [present, chunk_rows, *row_shape] and their sums uint32[present] as stored."""
 
 
-def map_shard(path: Place, spec: ArraySpec, geometry: Geometry, shard: int, *, copy: bool = False) -> Chunks:
+def map_shard(path: Place, spec: ArraySpec, geometry: Geometry, shard: int) -> Chunks:
     """A shard file, mapped read-only. Its chunks' sums are not checked here (`chunk_problem`).
 
-    `copy` reads the file instead of mapping it, as is always done in an object store.
+    An object is read instead.
 
     Raises:
         ValueError: if the file has another size or index than a shard of this array; names it.
@@ -77,7 +77,7 @@ def map_shard(path: Place, spec: ArraySpec, geometry: Geometry, shard: int, *, c
     data: npt.NDArray[np.uint8]
     if isinstance(path, ObjectPath):
         data = np.frombuffer(path.read_bytes(), np.uint8)
-    elif copy or path.stat().st_size == 0:  # what is empty cannot be mapped
+    elif path.stat().st_size == 0:  # what is empty cannot be mapped
         data = np.fromfile(path, np.uint8)
     else:  # slicing a memmap itself is slow
         data = np.memmap(path, np.uint8, mode="r").view(np.ndarray)

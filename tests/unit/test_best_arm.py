@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import integrate
 from scipy.special import ndtr
-from scipy.stats import norm
+from scipy.stats import beta, norm
 
 from icrl import best_arm
 from icrl.best_arm import BetaBest, gaussian_best
@@ -84,6 +84,30 @@ def test_beta_best_against_a_million_samples():
     p = BetaBest(5, 200).probabilities([s], [f])[0]
     frequency = np.bincount(samples, minlength=5) / 10**6
     assert np.all(np.abs(frequency - p) < 4.5 * np.sqrt(p * (1 - p) / 10**6))
+
+
+def by_panels(successes, failures):
+    """The same integral by 40 nodes in each half standard deviation of each posterior."""
+    a, b = 1 + successes, 1 + failures
+    mean, deviation = a / (a + b), np.sqrt(a * b / (a + b) ** 2 / (a + b + 1))
+    edges = np.unique(np.clip([mean + deviation * k / 2 for k in range(-40, 41)], 0, 1))
+    node, weight = np.polynomial.legendre.leggauss(40)
+    width = np.diff(edges)[:, None]
+    x, w = (edges[:-1, None] + width * (node + 1) / 2).ravel(), (width * weight / 2).ravel()
+    f = [beta.pdf(x, *pair) for pair in zip(a, b, strict=True)]
+    F = [beta.cdf(x, *pair) for pair in zip(a, b, strict=True)]
+    return np.array([np.sum(w * f[k] * np.prod(F[:k] + F[k + 1 :], axis=0)) for k in range(len(a))])
+
+
+@pytest.mark.parametrize(("n_actions", "plays", "error"), [(5, 200, 1e-12), (20, 1000, 1e-12), (3, 100_000, 1e-8)])
+def test_beta_best_over_long_horizons(n_actions, plays, error):
+    rng = np.random.default_rng(1)
+    best = BetaBest(n_actions, plays)
+    means = (rng.uniform(size=n_actions), 0.5 + rng.uniform(-1, 1, n_actions) / np.sqrt(plays))
+    for mean in (*means, 1 - 3 * rng.uniform(size=n_actions) / plays):
+        count = rng.multinomial(plays, rng.dirichlet(np.ones(n_actions)))
+        s = rng.binomial(count, mean)
+        np.testing.assert_allclose(best.probabilities([s], [count - s])[0], by_panels(s, count - s), rtol=0, atol=error)
 
 
 def test_beta_best_refuses_what_it_was_not_made_for():
