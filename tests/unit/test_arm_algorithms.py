@@ -15,8 +15,11 @@ from icrl.config import (
     MixtureComponent,
     MixtureConfig,
     OptimalConfig,
+    PSRLConfig,
+    TabularMDPConfig,
     ThompsonConfig,
     UCBConfig,
+    UCBVIConfig,
     UniformConfig,
 )
 from icrl.streams import Split
@@ -192,6 +195,34 @@ def test_mixture_acts_as_the_component_that_is_drawn_and_all_see_the_rewards():
         np.testing.assert_allclose(mixture.probabilities(), mixed, rtol=1e-13)
         for algorithm in (mixture, *alone.values()):
             algorithm.update(action[t], reward[t])
+
+
+def test_mixture_in_an_mdp_asks_all_components_in_every_round():
+    """Posterior sampling draws its MDP at the start of an episode, whether it is its turn to act then or not."""
+    environment = TabularMDPConfig(n_states=3, n_actions=3, episode_length=4, episodes=5)
+    configs = (PSRLConfig(), UCBVIConfig(bonus=0.1), UniformConfig())
+    mixture = algorithms.build(MixtureConfig(components=tuple(map(MixtureComponent, configs))), environment)
+    alone = [algorithms.build(config, environment) for config in configs]
+    batch = envs.sample(environment, 0, Split.TEST, np.arange(60))
+    interaction = envs.interact(environment, batch, 0, Split.TEST)
+    draws = algorithms.StreamDraws(0, Split.TEST, np.arange(60))
+    for algorithm in (mixture, *alone):
+        algorithm.reset(batch)
+    seen = set()
+    for draws.round in range(environment.horizon):
+        observation = interaction.observe()
+        for algorithm in (mixture, *alone):
+            algorithm.observe(observation)
+        turn = np.floor(3 * draws.component.astype(np.float64)).astype(np.int64)
+        want = np.stack([algorithm.act(draws) for algorithm in alone])[turn, np.arange(60)]
+        action = mixture.act(draws)
+        np.testing.assert_array_equal(action, want)
+        np.testing.assert_allclose(mixture.probabilities().sum(axis=1), 1, rtol=1e-12)
+        reward = interaction.step(action)
+        for algorithm in (mixture, *alone):
+            algorithm.update(action, reward)
+        seen |= set(turn.tolist())
+    assert seen == {0, 1, 2}
 
 
 def test_mixture_of_one_is_that_one_and_the_weights_are_relative():
