@@ -21,7 +21,7 @@ from icrl.config.algorithms import (
     UCBVIConfig,
     UniformConfig,
 )
-from icrl.config.environments import EnvironmentConfig, LinearBanditConfig
+from icrl.config.environments import EnvironmentConfig, GridWorldConfig, LinearBanditConfig, TabularMDPConfig
 from icrl.config.sections import (
     AtLeast,
     AtMost,
@@ -306,6 +306,14 @@ class Config(Section):
                 yield Problem(
                     f"{path}.algorithm", algorithm.algorithm, f"one that plays in {kind}: {', '.join(known)}, mixture"
                 )
+
+            elif (
+                isinstance(algorithm, PSRLConfig)
+                and isinstance(self.environment, TabularMDPConfig | GridWorldConfig)
+                and (numbers := algorithm.numbers(self.environment)) > 2**32
+            ):
+                expected = f"an MDP for which {numbers} random numbers are at most {2**32}"
+                yield Problem(f"{path}.algorithm", "psrl", expected, "lower environment.episodes or its states")
 
     def baselines(self) -> tuple[AlgorithmConfig, ...]:
         """`eval.baselines`, or what suits the environment."""
