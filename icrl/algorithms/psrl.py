@@ -23,7 +23,7 @@ from numba import njit
 
 from icrl import gammas
 from icrl.algorithms.base import Algorithm, Draws
-from icrl.config import EnvironmentConfig, GridWorldConfig, MDPConfig, PSRLConfig, TabularMDPConfig
+from icrl.config import EnvironmentConfig, GridWorldConfig, PSRLConfig, TabularMDPConfig
 from icrl.envs import Batch, MDPBatch, Observation, mdp_kernels
 from icrl.envs.mdp_kernels import Array, back_up, sources
 from icrl.envs.tabular_mdp import bernoulli_rewards
@@ -133,12 +133,6 @@ _learn: Any
 _plan, _learn = _compile(sources(mdp_kernels))
 
 
-def stride(environment: MDPConfig) -> int:
-    """Cells of random numbers from a layer to the next."""
-    cells = environment.n_states * environment.n_actions * (environment.n_states + 2)
-    return cells + -cells % 4
-
-
 class PSRL(Algorithm):
     """Plays the optimal policy of one posterior sample throughout an episode."""
 
@@ -153,13 +147,13 @@ class PSRL(Algorithm):
         self._environment = environment
         self._layers = 1 if environment.stationary else environment.episode_length
         self._cells = environment.n_states * environment.n_actions * (environment.n_states + 2)
-        self._stride = stride(environment)
-        needed = environment.episodes * self._layers * self._stride
-        if needed > 2**32:
+        numbers = config.numbers(environment)
+        if numbers > 2**32:
             raise ValueError(
                 f"algorithm = psrl with {environment.episodes} episodes of {environment.n_states} states: "
-                f"expected at most {2**32} random numbers, not {needed}; lower environment.episodes or the states"
+                f"expected at most {2**32} random numbers, not {numbers}; lower environment.episodes or the states"
             )
+        self._stride = numbers // (environment.episodes * self._layers)
 
     def reset(self, environments: Batch) -> None:
         assert isinstance(environments, MDPBatch)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
+from icrl.config.environments import MDPConfig
 from icrl.config.sections import AtLeast, AtMost, NonNegative, Positive, Problem, Section
 
 BANDITS = frozenset({"linear_bandit", "bernoulli_bandit", "gaussian_bandit"})
@@ -114,6 +115,13 @@ class PSRLConfig(Section):
 
     algorithm: Literal["psrl"] = "psrl"
     plays: ClassVar[frozenset[str]] = MDPS
+
+    @staticmethod
+    def numbers(environment: MDPConfig) -> int:
+        """Random numbers of a trajectory, S A (S + 2) a layer made a multiple of 4; a stream has 2**32."""
+        layers = 1 if environment.stationary else environment.episode_length
+        cells = environment.n_states * environment.n_actions * (environment.n_states + 2)
+        return environment.episodes * layers * (cells + -cells % 4)
 
 
 PlainAlgorithmConfig = (

@@ -9,10 +9,17 @@ from icrl.config.algorithms import (
     EmpiricalMeanConfig,
     EpsilonGreedyConfig,
     MixtureConfig,
+    PSRLConfig,
     ThompsonConfig,
     UCBConfig,
 )
-from icrl.config.environments import EnvironmentConfig, GaussianBanditConfig, LinearBanditConfig
+from icrl.config.environments import (
+    EnvironmentConfig,
+    GaussianBanditConfig,
+    GridWorldConfig,
+    LinearBanditConfig,
+    TabularMDPConfig,
+)
 from icrl.config.sections import Problem
 
 
@@ -34,6 +41,11 @@ def algorithm_misfits(path: str, algorithm: AlgorithmConfig, environment: Enviro
             "number says nothing when the action changes every round",
             "or set environment.action_set=fixed",
         )
+    if isinstance(algorithm, PSRLConfig) and isinstance(environment, TabularMDPConfig | GridWorldConfig):
+        numbers = algorithm.numbers(environment)
+        if numbers > 2**32:
+            expected = f"an MDP for which {numbers} random numbers are at most {2**32}"
+            yield Problem(f"{path}.algorithm", "psrl", expected, "lower environment.episodes or its states")
     if isinstance(algorithm, ThompsonConfig) and algorithm.noise_variance is None:
         lacking = _without_variance(environment)
         if lacking:

@@ -19,7 +19,7 @@ from icrl.config import (
     UniformConfig,
 )
 from icrl.envs.tabular_mdp import bernoulli_rewards, fixed_start, known_moves, reward_kind, scratch_size
-from icrl.rollout import mdp_kernels
+from icrl.rollout import mdp_rollout
 from icrl.streams import Split, Stream
 from icrl.trajectory import TrajectoryBatch
 
@@ -43,20 +43,20 @@ def fill(
     bonus, temperature = np.zeros(1), 1.0
     match algorithm:
         case UniformConfig():
-            kind = mdp_kernels.PLAY_UNIFORM
+            kind = mdp_rollout.PLAY_UNIFORM
         case OptimalConfig():
-            kind = mdp_kernels.PLAY_OPTIMAL
+            kind = mdp_rollout.PLAY_OPTIMAL
         case UCBVIConfig():
-            kind = mdp_kernels.PLAY_UCB_VI
+            kind = mdp_rollout.PLAY_UCB_VI
             bonus = bonuses(algorithm, environment)
             if algorithm.temperature:
-                kind, temperature = mdp_kernels.PLAY_SOFT_UCB_VI, algorithm.temperature
+                kind, temperature = mdp_rollout.PLAY_SOFT_UCB_VI, algorithm.temperature
         case PSRLConfig():
-            kind = mdp_kernels.PLAY_PSRL
+            kind = mdp_rollout.PLAY_PSRL
             PSRL(algorithm, environment)  # says what it cannot play
         case _:
             raise AssertionError(f"{algorithm.algorithm}: `plays` said that there is a kernel")
-    mdp_kernels.rollout(
+    mdp_rollout.rollout(
         kind,
         (1 if environment.stationary else H, H, environment.episodes, environment.n_states, environment.n_actions),
         (reward_kind(environment), bernoulli_rewards(environment), fixed_start(environment)),

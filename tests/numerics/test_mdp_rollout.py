@@ -74,6 +74,27 @@ def test_the_general_loop_plays_the_same(environment, config):
         assert len(np.unique(got.state)) > 1
 
 
+@pytest.mark.parametrize(
+    "environment",
+    [
+        TabularMDPConfig(n_states=1, n_actions=2, episode_length=1, episodes=3),
+        TabularMDPConfig(n_states=1, n_actions=3, episode_length=4, episodes=1, stationary=False),
+        TabularMDPConfig(n_states=255, n_actions=2, episode_length=2, episodes=2, reward="sparse", start="random"),
+        TabularMDPConfig(n_states=2, n_actions=255, episode_length=2, episodes=2),
+        GridWorldConfig(side=2, episode_length=1, episodes=130),
+    ],
+    ids=["one_state_one_step", "one_state", "many_states", "many_actions", "many_episodes"],
+)
+@pytest.mark.parametrize("config", ALL, ids=name)
+def test_extreme_sizes(environment, config):
+    got = generate(environment, only(config), 1, Split.TEST, np.arange(3))
+    want = play(environment, algorithms.build(config, environment), 1, Split.TEST, np.arange(3))
+    for key in ("state", "action", "reward", "optimal_action"):
+        np.testing.assert_array_equal(getattr(got, key), getattr(want, key))
+    assert got.state.max() < environment.n_states
+    assert got.action.max() < environment.n_actions
+
+
 @pytest.mark.parametrize("environment", [STATIONARY, LAYERED, ROOM], ids=["stationary", "layered", "room"])
 @pytest.mark.parametrize("config", ALL, ids=name)
 def test_any_partition_and_order_gives_the_same_bytes(environment, config):

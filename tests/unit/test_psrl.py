@@ -6,7 +6,7 @@ from scipy import integrate, stats
 
 from icrl import algorithms, envs
 from icrl.algorithms import PSRL, StreamDraws
-from icrl.config import GridWorldConfig, PSRLConfig, TabularMDPConfig
+from icrl.config import Config, ConfigError, ContextComponent, GridWorldConfig, PSRLConfig, TabularMDPConfig
 from icrl.rollout.loop import play
 from icrl.streams import Split
 
@@ -183,5 +183,8 @@ def test_it_learns():
 
 
 def test_more_numbers_than_a_stream_has_are_refused():
+    environment = GridWorldConfig(side=15, episode_length=1, episodes=20_000)
     with pytest.raises(ValueError, match=r"psrl.*episodes"):
-        algorithms.build(PSRLConfig(), GridWorldConfig(side=15, episode_length=1, episodes=20_000))
+        algorithms.build(PSRLConfig(), environment)
+    with pytest.raises(ConfigError, match=r"context\[0\]\.algorithm = 'psrl'.*lower environment\.episodes"):
+        Config(environment=environment, context=(ContextComponent(PSRLConfig()),))
