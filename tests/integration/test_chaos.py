@@ -167,8 +167,10 @@ def test_whoever_is_killed_the_bytes_are_those_of_an_undisturbed_run(
     try:
         deck = victims(rng)
         while len(chaos.kills) < KILLS and chaos.driver.poll() is None:
-            chaos.wait_for(round(0.7 * chaos.shards * len(chaos.kills) / KILLS))
-            if rng.random() < 0.85:  # the others may fall into a start
+            share = len(chaos.kills) / KILLS
+            chaos.wait_for(round(0.7 * share * chaos.shards))
+            # some may fall into a start, and none waits while the work is ahead of the kills
+            if rng.random() < 0.85 and chaos.committed <= share * chaos.shards:
                 chaos.wait_for_work()
                 time.sleep(rng.uniform(0, 0.6))
             if chaos.driver.poll() is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import shutil
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from data_gen.generate import generate
+from data_gen.generate import DiskFullError, disk_errors, generate
 from data_gen.plan import plan
 from data_gen.repair import check, repair
 from icrl.config import Config, DatasetConfig, LinearBanditConfig, TrainConfig, dump, override
@@ -152,6 +153,20 @@ def test_a_disk_that_is_full_during_a_repair_keeps_what_is_sound(small_disk: Pat
     (small_disk / "ballast").unlink()
     assert "2 shards written again" in Command(dataset, "repair", str(dataset)).output(code=0)
     assert dataset_tree(dataset) == whole
+
+
+def test_an_actors_full_disk_is_told_as_ones_own(tmp_path: Path) -> None:
+    from ray.exceptions import RayTaskError
+
+    def raised_by_an_actor(error: OSError) -> Exception:
+        return RayTaskError("write", "the actor's traceback", error).as_instanceof_cause()
+
+    full = f"^{tmp_path}: No space left on device. What is committed is whole"
+    with pytest.raises(DiskFullError, match=full), disk_errors(tmp_path):
+        raise raised_by_an_actor(OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(OSError, match="the actor's traceback") as other, disk_errors(tmp_path):
+        raise raised_by_an_actor(OSError(errno.EISDIR, "Is a directory"))
+    assert not isinstance(other.value, DiskFullError)
 
 
 def test_a_limit_on_the_size_of_files_is_no_worse_than_a_full_disk(tmp_path: Path, whole: dict[str, bytes]) -> None:
