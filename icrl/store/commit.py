@@ -21,7 +21,7 @@ from icrl.config import Config
 from icrl.files import PARTIAL, atomic_write_all, make_directory, read_json, write_json
 from icrl.store.recipe import SPLITS, Recipe, dataset_recipe, recipe_sha256, require_same_recipe
 from icrl.store.schema import ArraySpec, Geometry, array_metadata, arrays_for, geometry_for
-from icrl.store.shard import crc32c_of, encode_shard
+from icrl.store.shard import crc32c_of_encoded, encode_shard
 from icrl.versions import KERNEL_VERSION, RNG_VERSION, SCHEMA_VERSION
 
 RECIPE_FILE = "recipe.json"
@@ -154,7 +154,7 @@ def write_shard(
         assert len(rows) == stop - start, (spec.name, len(rows), stop - start)
         buffers = encode_shard(rows, spec, geometry)
         files[shard_file(dataset, split, spec, shard)] = buffers
-        sums[spec.name] = {"bytes": geometry.shard_bytes(spec, shard), "crc32c": f"{crc32c_of(buffers):08x}"}
+        sums[spec.name] = {"bytes": geometry.shard_bytes(spec, shard), "crc32c": f"{crc32c_of_encoded(buffers):08x}"}
     atomic_write_all(files)
     write_json(record_file(dataset, split, shard), {"shard": shard, "rows": stop - start, "arrays": sums})
     return sum(entry["bytes"] for entry in sums.values())

@@ -24,6 +24,7 @@ from icrl.config import (
 )
 from icrl.store import (
     SPLITS,
+    ArraySpec,
     Geometry,
     SplitReader,
     arrays_for,
@@ -37,6 +38,7 @@ from icrl.store import (
     withdraw,
     write_shard,
 )
+from icrl.store.shard import crc32c_of, crc32c_of_encoded, encode_shard
 
 ARRAYS = ("action", "reward", "optimal_action", "source", "theta", "action_set")
 
@@ -270,3 +272,20 @@ def test_the_default_place_names_the_recipe_and_lies_under_the_root(tmp_path):
     assert dataset_path(config) == tmp_path / "data" / f"x-{recipe_hash(dataset_recipe(config))}"
     with pytest.raises(ValueError, match=r"storage\.root = 's3://bucket'"):
         dataset_path(override(config, ["storage.root=s3://bucket"]))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8, 9, 20, 32])
+def test_the_sum_of_a_shard_is_put_together_from_those_of_its_chunks(rows):
+    geometry = Geometry(32, 8, 4)
+    rng = np.random.default_rng(rows)
+    for spec in (
+        ArraySpec("action", np.dtype("<u1"), (5,), ("trajectory", "round"), 255, ""),
+        ArraySpec("reward", np.dtype("<f4"), (5,), ("trajectory", "round"), math.nan, ""),
+        ArraySpec("source", np.dtype("<u1"), (), ("trajectory",), 255, ""),
+    ):
+        values = rng.integers(0, 255, (rows, *spec.row_shape)).astype(spec.dtype)
+        buffers = encode_shard(values, spec, geometry)
+        whole = b"".join(bytes(buffer) for buffer in buffers)
+        assert crc32c_of_encoded(buffers) == crc32c_of(buffers) == crc32c_of([whole])
+        buffers[0] = np.asarray(buffers[0]) + np.ones((), spec.dtype)
+        assert crc32c_of_encoded(buffers) != crc32c_of(buffers), "it trusts the sums that are in the shard"
