@@ -16,6 +16,7 @@ import numpy.typing as npt
 import icrl.envs
 from icrl.config import Config
 from icrl.files import size_text
+from icrl.ratio import ratio_lines
 from icrl.store import SPLITS, Place, SplitReader, geometry_for, read_provenance, recipe_config
 from icrl.streams import Split
 
@@ -24,6 +25,8 @@ SAMPLE = 2048
 _ROUNDS = 2_000_000
 """Most rounds of the sample, so that long horizons do not take minutes."""
 _BLOCK = 256
+_REPLAYED = 256
+"""Most trajectories that are replayed for the distribution ratios."""
 _BARS = 40
 _ACTIONS = 16
 
@@ -147,5 +150,11 @@ def actions(sample: Sample) -> list[str]:
     return lines
 
 
-SECTIONS: tuple[Callable[[Sample], list[str]], ...] = (provenance, sizes, mixture, regret, actions)
+def ratios(sample: Sample) -> list[str]:
+    """The estimated distribution ratio (Def 5) of each expert to the context, with its effective sample size."""
+    lines = ratio_lines(sample.config, sample.reader, min(_REPLAYED, sample.size))
+    return ["ratio to experts", *(f"  {line}" for line in lines)]
+
+
+SECTIONS: tuple[Callable[[Sample], list[str]], ...] = (provenance, sizes, mixture, regret, actions, ratios)
 """The parts of the summary, in order; a new one is a function of the sample and a place here."""
