@@ -85,7 +85,7 @@ def test_streams_splits_seeds_indices_and_uses_differ():
         for use in (streams.uniforms, streams.normals):
             for index, row in zip(indices, use(seed, split, stream, indices, 8), strict=True):
                 drawn[seed, split, stream, int(index), use.__name__] = row.tobytes()
-    assert len(set(drawn.values())) == len(drawn) == 4 * 4 * 7 * 4 * 2
+    assert len(set(drawn.values())) == len(drawn) == 4 * 4 * len(Stream) * 4 * 2
 
 
 def test_permutation():
