@@ -7,7 +7,7 @@ that no index carries the test for "counted from the end". From the start:
     rewards     4        noise of 4 rounds, which they turn into rewards
     draws       4 d      the algorithm's random numbers of 4 rounds
     tables      (d+4) A  A rows each: factors 1 .. d of the actions (at first: features), MEAN, SQUARE, COUNT, TRUTH
-    fresh       only with fresh action sets:
+    fresh       used with fresh action sets; otherwise what `steps.pick` may read behind the tables and never takes
       features  d A        A rows of each feature of the round's actions
       root      d d + d    d rows of each column of S with S S' = A_t^-1, then w_t
       theta     d          w*
