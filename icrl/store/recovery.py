@@ -43,20 +43,20 @@ def recover_recipe(dataset: Place) -> tuple[Recipe, Config]:
     Raises:
         ValueError: if there is no dataset, it is of another version (with the difference), or nothing sound is left.
     """
-    own = _mapping(dataset / RECIPE_FILE)
+    path = dataset / RECIPE_FILE
+    own = _mapping(path)
     copies = [recipe for split in SPLITS if (recipe := _copy(dataset, split)) is not None]
-    if not copies:
-        if own is None:
-            damaged = (dataset / RECIPE_FILE).exists() or any(split_directory(dataset, s).exists() for s in SPLITS)
-            what = (
-                "is damaged, and no split holds a sound copy: generate it again elsewhere" if damaged else "is missing"
-            )
-            raise ValueError(f"{dataset / RECIPE_FILE} {what}" + ("" if damaged else f": {dataset} holds no dataset"))
-        return own, recipe_config(dataset, own)
-    votes = Counter(map(recipe_sha256, copies)).most_common()
-    best = [copy for copy in copies if (recipe_sha256(copy), votes[0][1]) in votes]
-    recipe = own if own in best else best[0]
-    if len({recipe_sha256(copy) for copy in best}) > 1 and own not in best:
+    votes = Counter(recipe_sha256(copy) for copy in copies)
+    most = [copy for copy in copies if votes[recipe_sha256(copy)] == max(votes.values())]
+    if not copies and own is not None:
+        recipe = own
+    elif not copies:
+        if not path.exists() and not any(split_directory(dataset, split).exists() for split in SPLITS):
+            raise ValueError(f"{dataset} holds no dataset: there is no {RECIPE_FILE}")
+        raise ValueError(f"{path} is damaged, and no split holds a sound copy: generate the dataset again elsewhere")
+    elif own in most or all(copy == most[0] for copy in most):
+        recipe = own if own in most else most[0]
+    else:
         raise ValueError(f"{dataset}: its splits hold different recipes, and {RECIPE_FILE} is none of them")
     return recipe, recipe_config(dataset, recipe)
 

@@ -178,6 +178,25 @@ def test_where_no_copy_of_the_recipe_is_left_nothing_is_guessed(dataset):
     assert files(dataset) == before
 
 
+def test_copies_that_disagree_are_outvoted_or_refused(made, dataset, tmp_path):
+    before = values(files(dataset))
+    other = override(BANDIT, [f"dataset.path={tmp_path / 'other'}", "dataset.seed=5"])
+    generate(other)
+    for name in ("train.zarr/zarr.json", "recipe.json"):
+        shutil.copy(tmp_path / "other" / name, dataset / name)
+    assert {fault.path for fault in check(dataset).faults} == {
+        dataset / "recipe.json",
+        dataset / "train.zarr" / "zarr.json",
+    }
+    repair(dataset)
+    assert values(files(dataset)) == before
+    shutil.copy(tmp_path / "other" / "train.zarr" / "zarr.json", dataset / "train.zarr" / "zarr.json")
+    for name in ("recipe.json", "validation.zarr/zarr.json"):
+        (dataset / name).unlink()
+    with pytest.raises(ValueError, match=r"its splits hold different recipes, and recipe\.json is none of them"):
+        repair(dataset)
+
+
 def test_provenance_is_kept_where_one_split_has_it_and_admitted_lost_where_none_has(dataset):
     groups = sorted(dataset.glob("*.zarr/zarr.json"))
     kept = json.loads(groups[0].read_text())["attributes"]["provenance"]
