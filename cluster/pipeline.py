@@ -10,7 +10,7 @@ from data_gen.plan import Plan, plan
 from eval.line_up import check as check_line_up
 from icrl.cli import FAILED, INTERRUPTED, TERMINATED, say
 from icrl.config import Loaded
-from icrl.files import size_text, write_json
+from icrl.files import write_json
 from icrl.progress import Progress
 from icrl.run_dir import RunDirectory
 from icrl.store import require_free
@@ -25,13 +25,10 @@ class PipelinePlan:
     train: TrainPlan
 
     def describe(self, loaded: Loaded) -> str:
-        data = self.dataset
         environments = loaded.config.eval.environments
-        missing = data.trajectories_missing
         return "\n".join(
             [
-                f"dataset         {data.dataset}",
-                f"trajectories    {data.trajectories:,} ({size_text(data.bytes)}); missing {missing:,}",
+                self.dataset.describe(),
                 self.train.describe(loaded.config),
                 f"evaluation      {environments:,} fresh environments",
             ]

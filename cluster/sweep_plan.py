@@ -93,7 +93,8 @@ def make(file: Path, overrides: Sequence[str], *, gpus: int | None, cluster: boo
         planned = check(trial.loaded, gpus)
         check_line_up(config)
         found = plan_dataset(config)
-        datasets[found.dataset] = found.bytes_needed
+        if not found.virtual:
+            datasets[found.dataset] = found.bytes_needed
         share = per_worker(sweep, planned, config.train.threads)
         here = nodes or local_nodes(sweep, _gpus(planned), planned.workers * share["CPU"])
         require_places(sweep, planned.workers, share, here)

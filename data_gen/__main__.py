@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import resource
 from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
 from icrl import cli
+from icrl.config import Config
 
 
 class _Commands(TyperGroup):
@@ -56,9 +58,11 @@ def generate_command(
 
         planned = plan(loaded.config)
         require_free(planned.dataset, planned.bytes_needed)
-    cli.say(f"dataset         {planned.dataset}")
-    cli.say(f"trajectories    {planned.trajectories:,} in {planned.shards} shards, {size_text(planned.bytes)}")
-    cli.say(f"missing         {planned.trajectories_missing:,} in {len(planned.tasks)} shards")
+    cli.say(planned.describe())
+    _refuse_leaks(loaded.config)
+    if planned.virtual:
+        cli.say(f"nothing to write; next: {cli.command('train', config, overrides)}")
+        return
     if isinstance(planned.dataset, ObjectPath) and planned.tasks:
         cli.say("lock            none in an object store: a second command would write the same shards again")
     if dry_run:
@@ -70,7 +74,14 @@ def generate_command(
     with cli.work_errors(), ray_for_actors(loaded.config, planned), Progress() as progress:
         progress.start("generate", max(planned.trajectories_missing, 1))
         summary = generate(loaded.config, progress=lambda now: progress.update(now.trajectories))
-        progress.finish(f"{summary.trajectories_written:,} trajectories by {summary.actors or 'no'} actors")
+        rate = summary.trajectories_written / max(summary.seconds, 1e-9)
+        progress.finish(
+            f"{summary.trajectories_written:,} trajectories by {summary.actors or 'no'} actors, {rate:,.0f}/s"
+        )
+    if summary.shards_written:
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        cli.say(f"time            {summary.seconds:,.1f} s, {summary.cpu_s:,.1f} s of CPU in rollouts and writing")
+        cli.say(f"peak memory     {size_text(own)} this process, {size_text(summary.peak_bytes)} the largest worker")
     cli.say(f"next: {cli.command('train', config, overrides)}")
 
 
@@ -167,6 +178,17 @@ def _say_faults(found: Any) -> None:
         cli.say(f"missing         {fault}")
     if len(absent) > 10:
         cli.say(f"missing         and {len(absent) - 10} other shards")
+
+
+def _refuse_leaks(config: Config) -> None:
+    """Say whether the splits share environments; a leak ends the command."""
+    from icrl.envs.leakage import leakage
+    from icrl.store import dataset_recipe
+
+    found = leakage(config.environment, config.dataset.seed, dataset_recipe(config)["sizes"])
+    cli.say(f"splits          {found.describe()}")
+    if found.found:
+        raise typer.Exit(cli.FAILED)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,13 @@ import contextlib
 import errno
 import os
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from data_gen.plan import ShardTask, plan
-from data_gen.worker import ShardStats, TrajectoryWorker
+from data_gen.worker import IN_FLIGHT, ShardStats, TrajectoryWorker
 from icrl.config import Config
 from icrl.run_dir import environment
 from icrl.store import Place, initialise, make_directory, require_free, sweep_partials, writing
@@ -55,6 +55,10 @@ class Summary:
     """Time spent in rollouts, summed over actors."""
     write_s: float
     """Time spent writing, summed over actors."""
+    cpu_s: float
+    """CPU time of both, summed over actors."""
+    peak_bytes: int
+    """Most memory that a process which wrote shards has had resident; 0 if none was written."""
     seconds: float
     """Wall time."""
     shards_by_node: dict[str, int]
@@ -113,6 +117,8 @@ def _summary(config: Config, done: Sequence[ShardStats], actors: int, started: f
         actors=actors,
         generate_s=sum(stats.generate_s for stats in done),
         write_s=sum(stats.write_s for stats in done),
+        cpu_s=sum(stats.cpu_s for stats in done),
+        peak_bytes=max((stats.peak_bytes for stats in done), default=0),
         seconds=time.perf_counter() - started,
         shards_by_node=dict(Counter(stats.node for stats in done if stats.node)),
     )
@@ -150,8 +156,7 @@ def disk_errors(dataset: Place) -> Iterator[None]:
 def write_shards(config: Config, dataset: Place, tasks: Sequence[ShardTask], actors: int) -> Iterator[ShardStats]:
     """Write shards in this process (0 actors) or with actors, and yield each as it is committed."""
     if actors == 0:
-        worker = TrajectoryWorker(config, dataset)
-        yield from (worker.write(task) for task in tasks)
+        yield from TrajectoryWorker(config, dataset).write_all(tasks)
     else:
         yield from _written_by_actors(config, dataset, tasks, actors)
 
@@ -166,11 +171,13 @@ class TrajectoryActor(TrajectoryWorker):
 
 
 def _written_by_actors(config: Config, dataset: Place, tasks: Sequence[ShardTask], actors: int) -> Iterator[ShardStats]:
-    """Hand out shards to actors that are up, one at a time each: at most `actors` shards are in flight."""
+    """Hand out shards to actors that are up: at most `IN_FLIGHT` are in the hands of each."""
     import ray
 
-    remote: Any = ray.remote(
+    actor_class: Any = ray.remote  # its stubs do not know max_concurrency
+    remote = actor_class(
         num_cpus=1,
+        max_concurrency=IN_FLIGHT,
         # over all nodes, and never inside the reservation of a sweep's trial, which has no CPU to give
         scheduling_strategy="SPREAD",
         max_restarts=-1,
@@ -179,7 +186,7 @@ def _written_by_actors(config: Config, dataset: Place, tasks: Sequence[ShardTask
     )(TrajectoryActor)
     # an actor whose CPU is still taken by others holds no shard, so it delays none; without a handle left it is ended
     in_flight = {actor.ready.remote(): actor for actor in [remote.remote(config, dataset) for _ in range(actors)]}
-    waiting = iter(tasks)
+    waiting = deque(tasks)
     left = len(tasks)
     while left:
         (answer,), _ = ray.wait(list(in_flight), num_returns=1)
@@ -191,8 +198,11 @@ def _written_by_actors(config: Config, dataset: Place, tasks: Sequence[ShardTask
             if isinstance(error.cause, OSError):
                 raise error.cause from None
             raise
-        if (task := next(waiting, None)) is not None:
-            in_flight[actor.write.remote(task)] = actor
+        handed = 0
+        # more than one only to an actor that begins, and not what others would lack
+        while waiting and (handed == 0 or (stats is None and handed < IN_FLIGHT and len(waiting) > actors)):
+            in_flight[actor.write.remote(waiting.popleft())] = actor
+            handed += 1
         if stats is not None:
             left -= 1
             yield stats

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from icrl.config import Config
+from icrl.files import size_text
 from icrl.store import (
     SPLITS,
     Place,
@@ -55,12 +56,29 @@ class Plan:
     """Nothing is missing: neither shards nor metadata."""
 
     @property
+    def virtual(self) -> bool:
+        """Nothing is stored: trajectories are computed where they are asked for."""
+        return self.shards == 0
+
+    def describe(self) -> str:
+        """What there is and what is missing, for people."""
+        if self.virtual:
+            return f"dataset         virtual: {self.trajectories:,} trajectories, computed when training asks for them"
+        return "\n".join(
+            [
+                f"dataset         {self.dataset}",
+                f"trajectories    {self.trajectories:,} in {self.shards} shards, {size_text(self.bytes)}",
+                f"missing         {self.trajectories_missing:,} in {len(self.tasks)} shards",
+            ]
+        )
+
+    @property
     def trajectories_missing(self) -> int:
         return sum(task.trajectories for task in self.tasks)
 
 
 def plan(config: Config) -> Plan:
-    """What there is to write; writes nothing.
+    """What there is to write, which is nothing for a virtual source; writes nothing.
 
     Raises:
         ValueError: if the place holds a dataset of another recipe (with the difference) or something else, or cannot be
@@ -68,6 +86,8 @@ def plan(config: Config) -> Plan:
     """
     dataset = dataset_path(config)
     recipe = dataset_recipe(config)
+    if config.dataset.source == "virtual":
+        return Plan(dataset, (), 0, sum(recipe["sizes"].values()), 0, 0, complete=True)
     require_writable("dataset.path", dataset)
     require_dataset_place(dataset)
     stored = read_recipe(dataset)

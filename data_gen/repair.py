@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from data_gen.generate import actor_count, disk_errors, write_shards
 from data_gen.plan import ShardTask
-from data_gen.worker import stored_arrays
 from icrl.config import Config
 from icrl.run_dir import environment
+from icrl.source import stored_arrays
 from icrl.store import (
     CARD_FILE,
     Place,

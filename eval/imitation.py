@@ -15,7 +15,7 @@ from eval.regret import Estimate, estimate
 from icrl.config import Config
 from icrl.loss import labels, log_loss
 from icrl.model import Transformer
-from icrl.store import SplitReader, dataset_path, dataset_recipe
+from icrl.source import Source, open_source
 from icrl.streams import Split
 
 MAX_TRAJECTORIES = 4096
@@ -38,7 +38,7 @@ class Imitation:
     """Share of rounds in which the most likely action is the label."""
 
 
-def open_test_split(config: Config) -> SplitReader:
+def open_test_split(config: Config) -> Source:
     """The test split of the config's dataset.
 
     Raises:
@@ -46,23 +46,25 @@ def open_test_split(config: Config) -> SplitReader:
     """
     if config.dataset.test < 2:
         raise ValueError(f"dataset.test = {config.dataset.test}: expected at least 2 test trajectories")
-    return SplitReader(dataset_path(config), "test", dataset_recipe(config))
+    return open_source(config, "test")
 
 
 @torch.inference_mode()
-def evaluate(config: Config, model: Transformer, reader: SplitReader, *, batch: int | None = None) -> Imitation:
+def evaluate(config: Config, model: Transformer, source: Source, *, batch: int | None = None) -> Imitation:
     """Log-loss and agreement over the first trajectories of a split. `batch` None: what memory allows."""
-    n = min(MAX_TRAJECTORIES, reader.n)
+    n = min(MAX_TRAJECTORIES, source.n)
     size = batch or _batch_size(model)
     losses = np.empty((n, config.environment.horizon))
     agreed = 0
     for start in range(0, n, size):
         indices = np.arange(start, min(start + size, n), dtype=np.int64)
-        rows = reader.rows(slice(start, start + len(indices)))
-        environments = icrl.envs.sample(model.environment, reader.recipe["seed"], Split[reader.split.upper()], indices)
+        rows = source.rows(slice(start, start + len(indices)))
+        action_sets = icrl.envs.action_sets(
+            model.environment, source.recipe["seed"], Split[source.split.upper()], indices
+        )
         action, optimal, action_set, reward = (
             torch.from_numpy(values).to(model.device)
-            for values in (rows["action"], rows["optimal_action"], environments.action_set, rows["reward"])
+            for values in (rows["action"], rows["optimal_action"], action_sets, rows["reward"])
         )
         label = labels(action, optimal, config.expert.label)
         logits = model(action_set, action.long(), reward)

@@ -20,7 +20,8 @@ from icrl.config import Config, config_hash, identity, to_dict
 from icrl.files import canonical_json, sha256_bytes, sha256_file, sweep_partials
 from icrl.model import Transformer
 from icrl.run_dir import RunDirectory
-from icrl.store import SplitReader, dataset_recipe, recipe_sha256
+from icrl.source import Source
+from icrl.store import dataset_recipe, recipe_sha256
 from icrl.versions import RESULTS_VERSION
 
 Progress = Callable[[str], None]
@@ -59,10 +60,10 @@ def evaluate_run(
         ValueError: as `check`.
     """
     model = check(run, config)
-    reader = _test_split(config, progress)
+    source = _test_split(config, progress)
     name = evaluation_id(run, config)
     earlier = None if force else _earlier(run, name)
-    if earlier is not None and (earlier.imitation is not None or reader is None):
+    if earlier is not None and (earlier.imitation is not None or source is None):
         progress(f"{run.results} holds the results of this evaluation already; --force evaluates again")
         results = _rejudged(earlier, config)
         if results != earlier:
@@ -71,7 +72,7 @@ def evaluate_run(
             figures.draw(results, run.figures)
     else:
         with _torch_threads(config.train.threads):
-            results = _evaluate(run, config, model, reader, name, progress)
+            results = _evaluate(run, config, model, source, name, progress)
         _write(run, results)
     details = {key: value for key, value in run.status().items() if key not in ("state", "time", "error")}
     run.set_status("done", **details | {"expectations_met": results.passed})
@@ -110,7 +111,7 @@ def _torch_threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _test_split(config: Config, progress: Progress) -> SplitReader | None:
+def _test_split(config: Config, progress: Progress) -> Source | None:
     try:
         return imitation.open_test_split(config)
     except ValueError as error:
@@ -136,14 +137,14 @@ def _rejudged(results: Results, config: Config) -> Results:
 
 
 def _evaluate(
-    run: RunDirectory, config: Config, model: Transformer, reader: SplitReader | None, name: str, progress: Progress
+    run: RunDirectory, config: Config, model: Transformer, source: Source | None, name: str, progress: Progress
 ) -> Results:
     model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     outcomes = online.evaluate(config, model, progress=progress)
     found = None
-    if reader is not None:
-        progress(f"imitation: {min(reader.n, imitation.MAX_TRAJECTORIES):,} test trajectories")
-        measured = imitation.evaluate(config, model, reader)
+    if source is not None:
+        progress(f"imitation: {min(source.n, imitation.MAX_TRAJECTORIES):,} test trajectories")
+        measured = imitation.evaluate(config, model, source)
         found = ImitationResult(
             trajectories=measured.trajectories,
             test_log_loss=float(measured.log_loss.mean),

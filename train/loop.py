@@ -26,7 +26,7 @@ from icrl.config import Config
 from icrl.loss import labels, log_loss
 from icrl.model import Transformer
 from icrl.run_dir import RunDirectory
-from icrl.store import SplitReader, dataset_path, dataset_recipe
+from icrl.source import Source, open_source
 from train import checkpoints
 from train.dataset import Batch, TrajectoryStream, batches_in_order
 from train.engine import BatchPlan, DivergedError, Engine
@@ -75,15 +75,13 @@ class LossModule(nn.Module):
         return log_loss(self.transformer(action_set, action, reward), label).mean()
 
 
-def open_dataset(config: Config) -> dict[str, SplitReader]:
+def open_dataset(config: Config) -> dict[str, Source]:
     """The splits that training reads.
 
     Raises:
         ValueError: the dataset is missing, half-written, or of another recipe; the message says what to do.
     """
-    recipe = dataset_recipe(config)
-    path = dataset_path(config)
-    return {split: SplitReader(path, split, recipe) for split in ("train", "validation")}
+    return {split: open_source(config, split) for split in ("train", "validation")}
 
 
 def pretrain(config: Config, run: RunDirectory, hooks: Hooks) -> Outcome:
@@ -113,15 +111,17 @@ class _Trainer:
         self.config, self.run_directory, self.hooks = config, run, hooks
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.plan = BatchPlan.of(config.train, self.world)
-        readers = open_dataset(config)
-        self.validation = readers["validation"]
+        sources = open_dataset(config)
+        self.validation = sources["validation"]
         self.stream = TrajectoryStream(
-            readers["train"],
+            sources["train"],
             config.environment,
             global_batch=config.train.global_batch,
             seed=config.train.seed,
             rank=self.rank,
             world_size=self.world,
+            fresh=config.dataset.fresh,
+            prefetch=config.train.steps,
         )
         self.transformer = Transformer(config.model, config.environment, seed=config.train.seed)
         self.engine = Engine(LossModule(self.transformer), config.train, self.plan)
@@ -151,6 +151,7 @@ class _Trainer:
         return "trained"
 
     def close(self) -> None:
+        self.stream.close()
         if self.board is not None:
             self.board.close()
 

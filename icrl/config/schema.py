@@ -59,7 +59,7 @@ class ExpertConfig(Section):
 
 @dataclass(frozen=True)
 class DatasetConfig(Section):
-    """Trajectories on disk."""
+    """Trajectories of the context, on disk or regenerated."""
 
     path: str | None = None
     """Directory of the dataset, or s3://bucket/prefix; null: data/<name>-<8 hex of the recipe>."""
@@ -71,6 +71,11 @@ class DatasetConfig(Section):
     """Trajectories for the validation log-loss."""
     test: Annotated[int, AtLeast(0), AtMost(10**10)] = 5_000
     """Trajectories held out for the test log-loss and generalisation error."""
+    source: Literal["stored", "virtual"] = "stored"
+    """stored: written to disk once; virtual: nothing is written, who asks for trajectories computes them anew. Both are
+    the same bytes."""
+    fresh: bool = False
+    """Every epoch goes on at new trajectories instead of meeting the same ones again; for source virtual."""
     materialise: tuple[Literal["theta", "action_set", "means"], ...] = ()
     """Regenerable arrays of a bandit to store all the same."""
     actors: Count | Literal["auto"] = "auto"
@@ -78,6 +83,8 @@ class DatasetConfig(Section):
 
     def problems(self) -> Iterator[Problem]:
         yield from dataset_problems("path", self.path)
+        if self.fresh and self.source == "stored":
+            yield Problem("fresh", self.fresh, "false with source stored", "set dataset.source=virtual")
 
 
 @dataclass(frozen=True)
@@ -269,7 +276,16 @@ class Config(Section):
     run: RunConfig = RunConfig()
 
     identity_excludes: ClassVar[frozenset[str]] = frozenset(
-        {"storage", "run", "eval", "dataset.path", "dataset.actors", "train.max_failures", "train.keep_checkpoints"}
+        {
+            "storage",
+            "run",
+            "eval",
+            "dataset.path",
+            "dataset.actors",
+            "dataset.source",
+            "train.max_failures",
+            "train.keep_checkpoints",
+        }
     )
     """Keys that change where or how fast, never what is trained; a run can be evaluated in more than one way."""
 

@@ -34,6 +34,7 @@ __all__ = [
     "MDPBatch",
     "MDPInteraction",
     "Observation",
+    "action_sets",
     "interact",
     "rewards",
     "sample",
@@ -55,6 +56,16 @@ def sample(environment: EnvironmentConfig, seed: int, split: Split, indices: npt
             return tabular_mdp.sample(environment, seed, split, indices)
         case _:
             assert_never(environment)
+
+
+def action_sets(
+    environment: BanditConfig, seed: int, split: Split, indices: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
+    """float32[B, A, d]: `sample(...).action_set`, without the rest where that is cheaper."""
+    plain = ("unit_box", "fixed")  # after w* come the actions, in one stream
+    if isinstance(environment, LinearBanditConfig) and (environment.prior, environment.action_set) == plain:
+        return linear_bandit.action_sets(environment, seed, split, indices)
+    return sample(environment, seed, split, indices).action_set
 
 
 def interact(environment: EnvironmentConfig, batch: Batch, seed: int, split: Split) -> Interaction:

@@ -33,3 +33,14 @@ def sample(environment: LinearBanditConfig, seed: int, split: Split, indices: np
         means=means,
         optimal_action=means.argmax(axis=1).astype(np.uint8),
     )
+
+
+def action_sets(
+    environment: LinearBanditConfig, seed: int, split: Split, indices: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
+    """float32[B, A, d]: `sample(...).action_set` of fixed action sets, without the rest."""
+    A, d = environment.n_actions, environment.dim
+    actions = streams.uniforms(seed, split, Stream.ENVIRONMENT, indices, A * d, start=d)
+    actions *= np.float32(2)
+    actions -= np.float32(1)
+    return actions.reshape(-1, A, d)

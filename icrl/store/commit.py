@@ -24,7 +24,7 @@ import numpy.typing as npt
 from icrl.config import Config
 from icrl.files import PARTIAL
 from icrl.store.card import CARD_FILE, dataset_card
-from icrl.store.place import Place, claim_json, make_directory, read_json, sizes, write, write_json
+from icrl.store.place import Place, claim_json, make_directory, read_json, sizes, write, write_all, write_json
 from icrl.store.recipe import SPLITS, Recipe, dataset_recipe, recipe_sha256, require_same_recipe
 from icrl.store.schema import ArraySpec, Geometry, array_metadata, arrays_for, geometry_for
 from icrl.store.shard import chunk_sums, encode_shard
@@ -166,12 +166,14 @@ def write_shard(
     """Write and commit one shard: `arrays` holds its rows, [stop - start, *row_shape] each. Returns bytes written."""
     start, stop = geometry.shard_range(shard)
     sums: dict[str, dict[str, Any]] = {}
+    files: dict[Place, list[bytes | npt.NDArray[Any]]] = {}
     for spec in specs:
         rows = arrays[spec.name]
         assert len(rows) == stop - start, (spec.name, len(rows), stop - start)
         buffers = encode_shard(rows, spec, geometry)
-        write(shard_file(dataset, split, spec, shard), buffers)
+        files[shard_file(dataset, split, spec, shard)] = buffers
         sums[spec.name] = {"bytes": geometry.shard_bytes(spec, shard), "crc32c": chunk_sums(buffers)}
+    write_all(files)
     write_json(record_file(dataset, split, shard), {"shard": shard, "rows": stop - start, "arrays": sums})
     return sum(entry["bytes"] for entry in sums.values())
 

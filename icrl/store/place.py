@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import icrl.files
 from icrl.config import OBJECT_SCHEME, without_credentials
-from icrl.files import PARTIAL, atomic_write, json_bytes, locked, parse_json
+from icrl.files import PARTIAL, atomic_write, atomic_write_all, json_bytes, locked, parse_json
 from icrl.store.objects import ObjectPath, joined
 
 Place = Path | ObjectPath
@@ -48,6 +48,15 @@ def write(target: Place, data: bytes | Iterable[Any]) -> None:
         atomic_write(target, data)
     else:
         target.write_bytes(joined(data))
+
+
+def write_all(files: Mapping[Place, Iterable[Any]]) -> None:
+    """Several files of one dataset, as `write` does it; a kill may leave some of them written and others not."""
+    local = {target: buffers for target, buffers in files.items() if isinstance(target, Path)}
+    atomic_write_all(local)
+    for target, buffers in files.items():
+        if isinstance(target, ObjectPath):
+            target.write_bytes(joined(buffers))
 
 
 def write_json(target: Place, value: Any) -> None:

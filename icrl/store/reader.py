@@ -104,20 +104,22 @@ class SplitReader:
         if self._ranges is not None:
             self._ranges.will_need(chunks)
 
-    def chunk(self, chunk: int) -> Arrays:
-        """One inner chunk of every array, as read-only views: [rows, *row_shape].
+    def chunk(self, chunk: int, rows: npt.NDArray[np.int64] | None = None) -> Arrays:
+        """One inner chunk of every array, as read-only views, or a copy of some of its rows: [rows, *row_shape].
 
         Raises:
-            ValueError: a chunk from an object store does not have its crc32c.
+            ValueError: a chunk does not have its crc32c; names the file and the remedy.
             OSError: the object store does not answer.
         """
-        if self._ranges is not None:
+        start, stop = self.geometry.chunk_range(chunk)
+        if self._ranges is None:
+            views = {spec.name: self._whole(spec, chunk)[: stop - start] for spec in self.specs}
+        else:
             try:
-                return self._ranges.chunk(chunk)
+                views = self._ranges.chunk(chunk)
             except ValueError as error:
                 raise ValueError(f"{error}; {self._remedy}") from None
-        start, stop = self.geometry.chunk_range(chunk)
-        return {spec.name: self._whole(spec, chunk)[: stop - start] for spec in self.specs}
+        return views if rows is None else {name: values[rows] for name, values in views.items()}
 
     def rows(self, rows: slice) -> Arrays:
         """Consecutive rows of every array, copied: [rows, *row_shape]."""

@@ -1,20 +1,25 @@
 """Generation end to end: idempotent, and the same bytes whatever the number of actors and whichever of them die."""
 
 import dataclasses
+import errno
 import json
 import os
 import signal
+import subprocess
+import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
+import data_gen.worker
 import icrl.rollout
 from data_gen.generate import generate
 from data_gen.plan import plan
-from data_gen.worker import TrajectoryWorker, stored_arrays
+from data_gen.worker import IN_FLIGHT, TrajectoryWorker, stored_arrays
 from icrl.config import (
     Config,
     ContextComponent,
@@ -155,6 +160,65 @@ def test_a_shard_written_twice_is_the_same(config):
     assert task.split == "validation"
     assert worker.write(task).task == task
     assert tree(dataset_path(config)) == before
+
+
+def test_writing_overlaps_generation_and_no_more_than_a_few_shards_are_in_hand(config, monkeypatch):
+    started, overlapped, finished = [], threading.Event(), []
+    arrays, shard = data_gen.worker.stored_arrays, data_gen.worker.write_shard
+
+    def generating(*args):
+        made = arrays(*args)
+        started.append(len(started) - len(finished) + 1)
+        if len(started) == 2:
+            overlapped.set()
+        return made
+
+    def writing(*args):
+        # the first shard is on its way to the disk until the second has been generated
+        assert overlapped.wait(30)
+        size = shard(*args)
+        finished.append(size)
+        return size
+
+    monkeypatch.setattr(data_gen.worker, "stored_arrays", generating)
+    monkeypatch.setattr(data_gen.worker, "write_shard", writing)
+    summary = generate(config)
+    assert len(started) == len(finished) == summary.shards_written == 11
+    assert 2 <= max(started) <= IN_FLIGHT
+    assert summary.bytes_written == sum(finished)
+    assert summary.cpu_s > 0
+    assert verify(dataset_path(config), lambda split, indices: arrays(config, split, indices)).faults == ()
+
+
+def test_an_error_while_writing_ends_the_generation_and_keeps_what_is_committed(config, monkeypatch):
+    shard = data_gen.worker.write_shard
+
+    def full(dataset, split, number, *args):
+        if (split, number) == ("train", 4):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return shard(dataset, split, number, *args)
+
+    monkeypatch.setattr(data_gen.worker, "write_shard", full)
+    with pytest.raises(OSError, match="No space left"):
+        generate(config)
+    missing = [(task.split, task.shard) for task in plan(config).tasks]
+    assert ("train", 4) in missing
+    assert len(missing) >= 11 - 4 - IN_FLIGHT
+    assert ("train", 3) not in missing
+    monkeypatch.undo()
+    assert generate(config).shards_written == len(missing)
+
+
+def test_memory_does_not_grow_with_the_number_of_trajectories(tmp_path):
+    program = "from data_gen.generate import generate; from icrl.config import load; import sys;"
+    program += "print(generate(load('configs/paper/exp1.yaml', sys.argv[1:]).config).peak_bytes)"
+    peaks = []
+    for shards in (4, 32):
+        words = (f"dataset.path={tmp_path / str(shards)}", f"dataset.train={shards * 16_384}", "dataset.actors=0")
+        command = [sys.executable, "-c", program, *words, "dataset.validation=1", "dataset.test=0"]
+        peaks.append(int(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout))
+    # 28 shards more are 550 MB of arrays
+    assert peaks[1] - peaks[0] < 2 * 20e6
 
 
 @pytest.mark.ray

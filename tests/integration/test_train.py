@@ -97,3 +97,39 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(config: Path, tm
     output = commands.run("train", config, f"storage.root={root}", "train.global_batch=33", "train.workers=2", code=2)
     assert "take train.global_batch=32" in output
     assert not root.exists()
+
+
+def test_without_a_dataset_on_disk_it_ends_in_the_same_bits(
+    unkilled: Path, config: Path, tmp_path: Path, commands: Any, lasting_records: Records
+) -> None:
+    root = tmp_path / "virtual"
+    words = (config, f"storage.root={root}", "dataset.source=virtual")
+    assert "nothing to write; next: python -m train" in commands.run("data_gen", *words)
+    commands.run("train", *words)
+    made = only_run(root)
+    assert made.name == unkilled.name, "the source is no part of what a run is"
+    assert (made / "model.safetensors").read_bytes() == (unkilled / "model.safetensors").read_bytes()
+    assert lasting_records(made) == lasting_records(unkilled)
+    imitation = []
+    for run in (made, unkilled):
+        commands.run("eval", run)
+        imitation.append(json.loads((run / "results.json").read_text())["imitation"])
+    assert imitation[0] == imitation[1]
+    assert imitation[0]["trajectories"] == 256
+    assert [path.name for path in root.iterdir()] == ["runs"]
+
+
+def test_fresh_data_is_the_same_for_an_epoch_and_new_after_it(config: Path, tmp_path: Path, commands: Any) -> None:
+    root = tmp_path / "fresh"
+    words = (config, f"storage.root={root}", "dataset.source=virtual")
+    losses = []
+    for fresh in ("false", "true"):
+        seen = set((root / "runs").glob("*"))
+        commands.run("train", *words, "train.steps=70", "train.log_every=1", f"dataset.fresh={fresh}")
+        (run,) = set((root / "runs").iterdir()) - seen
+        records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        losses.append({r["step"]: r["tags"]["train/loss"] for r in records if "train/loss" in r["tags"]})
+    again, new = losses
+    assert len(again) == len(new) == 70
+    same = [step for step in again if again[step] == new[step]]
+    assert same == list(range(1, 63)), "an epoch has 2000 // 32 steps"

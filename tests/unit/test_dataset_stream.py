@@ -1,12 +1,17 @@
 """The loader: its order is a function of (seed, step) alone, whatever the number of ranks."""
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import icrl.envs
+from data_gen.generate import generate
 from icrl.config import Config, DatasetConfig, LinearBanditConfig, TrainConfig, override
+from icrl.source import open_source
 from icrl.store import SplitReader, arrays_for, geometry_for, initialise, write_shard
 from icrl.streams import Split
 from train.dataset import TrajectoryStream, batches_in_order
@@ -144,3 +149,106 @@ def test_validation_goes_in_order(config, reader):
     for name, values in arrays_of(batches[1]["index"]).items():
         np.testing.assert_array_equal(batches[1][name], values, strict=True)
     assert batches[2]["action_set"].shape == (1, 3, 2)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """By the number of trajectories: the same dataset stored and virtual, of one chunk, of several and of windows."""
+    found = {}
+    for n in (40, 300, 2_777, 9_000):
+        config = Config(
+            environment=LinearBanditConfig(dim=1, n_actions=2, horizon=2),
+            dataset=DatasetConfig(path=str(tmp_path_factory.mktemp("n")), train=n, validation=1, test=0, actors=0),
+            train=TrainConfig(global_batch=2),
+        )
+        generate(config)
+        virtual = override(config, ["dataset.source=virtual"])
+        found[n] = (config.environment, open_source(config, "train"), open_source(virtual, "train"))
+    return found
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    n=st.sampled_from([40, 300, 2_777, 9_000]),
+    share=st.integers(1, 40),
+    worlds=st.tuples(st.integers(1, 8), st.integers(1, 8)),
+    resume=st.integers(0, 400),
+    steps=st.integers(1, 12),
+    seed=st.integers(0, 2**63 - 1),
+    fresh=st.booleans(),
+    prefetch=st.booleans(),
+)
+def test_any_source_world_and_start_serve_one_order(sources, n, share, worlds, resume, steps, seed, fresh, prefetch):
+    environment, stored, virtual = sources[n]
+    unit = math.lcm(*worlds)
+    if unit > n:
+        unit, worlds = 1, (1, 1)
+    batch = unit * min(share, n // unit)
+
+    def stream(source, rank=0, world_size=1, prefetch=0, fresh=fresh):
+        key = {"global_batch": batch, "seed": seed, "fresh": fresh, "prefetch": prefetch}
+        return TrajectoryStream(source, environment, rank=rank, world_size=world_size, **key)
+
+    reference = stream(virtual)
+    ahead = resume + steps if prefetch else 0
+    once = [stream(virtual, rank, worlds[0], ahead) for rank in range(worlds[0])]
+    # the world changes in the middle, as after a restart with other workers; stored data cannot be fresh
+    again = [stream(virtual if fresh else stored, rank, worlds[1], ahead) for rank in range(worlds[1])]
+    for step in range(resume, resume + steps):
+        ranks = once if step < resume + steps // 2 else again
+        parts = [rank.batch(step) for rank in ranks]
+        whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        index = reference.indices(step)
+        np.testing.assert_array_equal(whole["index"], index)
+        epoch = step // reference.steps_per_epoch
+        assert len(np.unique(index)) == batch
+        assert epoch * n * fresh <= index.min() <= index.max() < (epoch * fresh + 1) * n
+        for name, values in stream(virtual).batch(step).items():
+            np.testing.assert_array_equal(whole[name], values, strict=True)
+        if not fresh:
+            rows = {name: values[index] for name, values in stored.rows(slice(None)).items()}
+            for name, values in rows.items():
+                np.testing.assert_array_equal(whole[name], values, strict=True)
+    for rank in (*once, *again):
+        rank.close()
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_fresh_epochs_never_meet_a_trajectory_again(sources, fresh):
+    environment, _, virtual = sources[2_777]
+    stream = TrajectoryStream(virtual, environment, global_batch=32, seed=0, fresh=fresh)
+    steps = stream.steps_per_epoch
+    assert steps == 86
+    epochs = [np.concatenate([stream.indices(e * steps + k) for k in range(steps)]) for e in range(4)]
+    for epoch, seen in enumerate(epochs):
+        assert len(np.unique(seen)) == 86 * 32
+        assert (seen // 2_777 == epoch * fresh).all()
+    seen = np.concatenate(epochs)
+    assert len(np.unique(seen)) == (len(seen) if fresh else 2_777)
+
+
+def test_windows_ahead_are_gathered_once_and_only_as_far_as_asked(sources, monkeypatch):
+    environment, stored, _ = sources[9_000]
+    asked = []
+    chunk = stored.chunk
+    monkeypatch.setattr(stored, "chunk", lambda number, rows=None: asked.append(number) or chunk(number, rows))
+    stream = TrajectoryStream(stored, environment, global_batch=1000, seed=0, prefetch=12)
+    for step in range(12):  # 9 steps an epoch; windows of 4096 rows end within steps 4 and 8
+        stream.batch(step)
+    stream.close()
+    # an epoch has 36 chunks in 3 windows; the second epoch's first window holds steps 9 to 12
+    assert len(asked) == 36 + 16
+
+
+def test_what_goes_wrong_in_the_thread_reaches_the_caller(sources, monkeypatch):
+    environment, stored, _ = sources[9_000]
+
+    def torn(number, rows=None):
+        raise OSError("the disk is gone")
+
+    stream = TrajectoryStream(stored, environment, global_batch=4000, seed=0, prefetch=9)
+    stream.batch(0)
+    monkeypatch.setattr(stored, "chunk", torn)
+    with pytest.raises(OSError, match="the disk is gone"):
+        list(map(stream.batch, range(1, 9)))
+    stream.close()

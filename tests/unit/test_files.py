@@ -6,6 +6,7 @@ import pytest
 
 from icrl.files import (
     atomic_write,
+    atomic_write_all,
     canonical_json,
     locked,
     read_json,
@@ -35,6 +36,23 @@ def test_a_failed_write_leaves_the_old_file_and_no_orphan(tmp_path):
         atomic_write(target, broken())
     assert target.read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_all_files_are_whole_before_the_first_takes_its_name(tmp_path):
+    (tmp_path / "sub").mkdir()
+    first, second = tmp_path / "a.bin", tmp_path / "sub" / "b.bin"
+    atomic_write_all({first: [b"a", b"b"], second: [b"c"]})
+    assert (first.read_bytes(), second.read_bytes()) == (b"ab", b"c")
+
+    def broken():
+        yield b"new"
+        assert first.read_bytes() == b"ab"
+        raise OSError("disk")
+
+    with pytest.raises(OSError, match="disk"):
+        atomic_write_all({first: [b"other"], second: broken()})
+    assert (first.read_bytes(), second.read_bytes()) == (b"ab", b"c")
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["a.bin", "b.bin"]
 
 
 def test_buffers_are_written_one_after_the_other(tmp_path):

@@ -150,3 +150,13 @@ def test_the_file_in_the_documentation_is_a_sweep(tmp_path: Path) -> None:
     path = tmp_path / "configs" / "example.yaml"
     path.write_text(example)
     assert len(expand(read_sweep(path))) == 6
+
+
+def test_trials_of_a_virtual_source_need_no_dataset(sweep: Any, tmp_path: Path) -> None:
+    shown = sweep("dataset.source=virtual", "--dry-run")
+    assert "datasets        0; missing 0 B" in shown
+    words = [str(tmp_path / "configs" / "tiny.yaml"), f"storage.root={tmp_path / 'root'}", "dataset.source=virtual"]
+    result = CliRunner().invoke(app, ["run", *words, "--dry-run"], env={"RAY_ADDRESS": None})
+    assert result.exit_code == 0, result.output
+    assert "dataset         virtual: 2,512 trajectories, computed when training asks for them" in result.output
+    assert not (tmp_path / "root").exists()

@@ -1,0 +1,40 @@
+"""The command of the benchmarks: what it takes, and that a missed floor is an exit code."""
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import benchmarks.store
+from benchmarks.__main__ import NAMES, ON_REQUEST, app
+from benchmarks.clock import in_turn
+
+
+def command(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_unknown_names_are_refused_with_those_there_are():
+    result = command("stoer")
+    assert result.exit_code == 2
+    assert f"NAME = stoer: expected one of {', '.join(NAMES + ON_REQUEST)}" in result.output
+    assert "sweep" not in NAMES
+
+
+@pytest.mark.parametrize("floor", [0.0, 1e9])
+def test_a_missed_floor_is_exit_code_1(floor, monkeypatch, tmp_path):
+    monkeypatch.setattr(benchmarks.store, "FLOORS", dict.fromkeys(benchmarks.store.FLOORS, floor))
+    result = command("store", "--quick", "--out", tmp_path / "figures.json")
+    assert result.exit_code == (1 if floor else 0), result.output
+    assert result.output.splitlines()[-1] == ("missed: store" if floor else "every floor is met")
+    figures = json.loads((tmp_path / "figures.json").read_text())["results"]["store"]
+    assert figures["bytes"] == 65_536 * (200 + 800 + 2)
+    assert all(rate["wall"] > 0 for rate in figures["bytes_per_second"].values())
+
+
+def test_contestants_take_turns_and_medians_are_taken():
+    order = []
+    times = in_turn({"a": lambda: order.append("a"), "b": lambda: order.append(np.ones(10**5).sum())}, 3)
+    assert [entry if entry == "a" else "b" for entry in order] == ["a", "b"] * 3
+    assert times["b"].wall_s >= 0
