@@ -23,8 +23,8 @@ from cluster.__main__ import app as cluster_app
 from data_gen.__main__ import app
 from data_gen.generate import generate
 from data_gen.plan import plan
-from data_gen.worker import stored_arrays
 from icrl.config import Config, DatasetConfig, LinearBanditConfig, TrainConfig, dump, override
+from icrl.source import stored_arrays
 from icrl.store import (
     SPLITS,
     SplitReader,
@@ -234,7 +234,7 @@ def test_a_connection_that_stays_broken_ends_in_one_error_and_nothing_half_writt
         use(wire.port, AWS_MAX_ATTEMPTS="3")
         with pytest.raises(OSError, match=rf"{config.dataset.path}/train\.zarr/.*127\.0\.0\.1:{wire.port}.*resumes$"):
             generate(config)
-        assert wire.broken == 3
+        assert wire.broken in (3, 6, 9)  # three attempts for each shard in flight
     use(server)
     assert not any("_commits" in key for key in list_keys(config, server))
     generate(config)
