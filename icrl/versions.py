@@ -3,8 +3,8 @@
 RNG_VERSION = "philox4x32-10/box-muller-1"
 """The counter-based generator and its transform to normals (`icrl.streams`)."""
 
-KERNEL_VERSION = "linear-bandit-1"
-"""The compiled rollouts (`icrl.rollout.kernels`): bumped when the same (config, seed, index) gives other bytes."""
+KERNEL_VERSION = "rollouts-2"
+"""The rollouts (`icrl.rollout`): bumped when the same (config, seed, index) gives other bytes."""
 
 SCHEMA_VERSION = 2
 """The dataset's contract on disk (`icrl.store`)."""
