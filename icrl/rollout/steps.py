@@ -205,11 +205,14 @@ def pick(S: Rows, n_actions: int, dim: Dim, linear: int) -> None:
         return
     for first in range(0, n_actions, GROUP):
         at, number = row(first), np.float32(first)
-        for w in range(W):
-            S[total + w] = among(S, truths + at, w, S[action + w] - number, S[total + w])
-        if linear:
+        if not linear:
             for w in range(W):
-                S[step + w] = among(S, means + at, w, S[action + w] - number, S[step + w])
+                S[total + w] = among(S, truths + at, w, S[action + w] - number, S[total + w])
+        else:
+            for w in range(W):
+                offset, truth, mean = S[action + w] - number, S[total + w], S[step + w]
+                S[total + w] = among(S, truths + at, w, offset, truth)
+                S[step + w] = among(S, means + at, w, offset, mean)
             for k in range(d):  # one row at a time: ACTION lies between those that are written
                 source = factors + U(k) * table_rows + at
                 for w in range(W):
