@@ -22,7 +22,8 @@ demo: $(VENV)/runtime.stamp ## generate, pretrain and evaluate: a transformer le
 	$(BIN)/python -m cluster run configs/demo.yaml
 
 test: lint ## every check, but for the slow ones
-	$(RUN) pytest -m "not slow" $(PYTEST_FLAGS)
+	$(RUN) pytest tests/unit tests/numerics -m "not slow" -n 2 $(PYTEST_FLAGS)
+	$(RUN) pytest tests/integration -m "not slow" -n 2 --dist loadgroup $(PYTEST_FLAGS)
 
 test-slow: $(VENV)/dev.stamp ## the checks that take minutes
 	$(RUN) pytest -m slow $(PYTEST_FLAGS)

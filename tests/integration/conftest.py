@@ -33,6 +33,13 @@ eval: {environments: 40, baselines: [linucb, uniform]}
 """
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several processes of pytest, what starts a Ray runs in one of them, so that no two do at once."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"

@@ -45,6 +45,7 @@ def talking(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     return cluster
 
 
+@pytest.mark.slow
 def test_a_job_runs_to_its_end_with_its_results_under_the_root(
     talking: Any, config: Path, tmp_path: Path, commands: Any
 ) -> None:

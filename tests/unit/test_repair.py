@@ -285,7 +285,7 @@ def test_the_commands_say_what_they_found_and_did(dataset):
 def test_what_cannot_be_checked_is_refused_with_the_reason(made, dataset, tmp_path):
     for name in ("verify", "repair", "inspect"):
         assert "holds no dataset" in command(name, tmp_path / "nowhere", code=2)
-    assert "STORE = s3://b/x: expected a directory on a local" in command("verify", "s3://b/x", code=2)
+    assert "STORE = s3://b/x: expected s3://bucket/prefix" in command("verify", "s3://b/x", code=2)
     assert "--actors x: expected a number, or auto" in command("repair", dataset, "--actors", "x", code=2)
     for path in (dataset / "recipe.json", *dataset.glob("*.zarr/zarr.json")):
         text = path.read_text()
