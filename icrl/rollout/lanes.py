@@ -52,7 +52,7 @@ Rows = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.uint64]
 Word = Any  # np.uint64 below 2**32 inside compiled code
 Offset = Any  # np.uint64 inside compiled code: where a row starts
-Dim = tuple[None, ...]  # d Nones: makes d a constant of the compiled code
+Dim = tuple[np.float32, ...]  # d zeros: makes d a constant of the compiled code
 
 TAG_ENVIRONMENT = U(USE_UNIFORM << 8 | Stream.ENVIRONMENT)
 TAG_ENVIRONMENT_NORMAL = U(USE_NORMAL << 8 | Stream.ENVIRONMENT)

@@ -47,7 +47,7 @@ def fill(
         kind,
         PRIORS[environment.prior],
         LAWS[environment.noise],
-        (None,) * environment.dim,
+        (np.float32(0),) * environment.dim,
         environment.n_actions,
         parameters,
         key,

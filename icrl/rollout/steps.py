@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from numba import njit
+from numba.cpython.unsafe.tuple import tuple_setitem
 
 from icrl.rollout.lanes import (
     ACTION,
@@ -45,6 +46,9 @@ FEW = 32
 """Most actions that are compared with the played one rather than looked up."""
 GROUP = 5
 """Actions that are compared in one pass."""
+
+with_item: Any = tuple_setitem
+"""(tuple, k, value) -> the tuple with another item k, inside compiled code."""
 
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
@@ -261,18 +265,22 @@ def learn(
 ) -> tuple[Real, Real, Real]:
     """Potter's step for one vector of lane w, after `gains`: its mean, squared width and F z.
 
-    `factors` and `means` are where its rows start; what a caller does not use of the results is not computed.
+    `factors` and `means` are where its rows start; what a caller does not use of the results is not computed. Factors
+    and phi are held in registers: they would be loaded again after every store, which might have changed them.
     """
     d = len(dim)
     step, shrink = row(d + STEP), row(d + SHRINK)
     c = _ZERO
+    old, phi = dim, dim
     for k in range(d):
-        c += S[factors + U(k) * table_rows + w] * S[row(k) + w]
+        old = with_item(old, k, S[factors + U(k) * table_rows + w])
+        phi = with_item(phi, k, S[row(k) + w])
+        c += old[k] * phi[k]
     mean = S[means + w] + c * S[step + w]
     c *= S[shrink + w]
     square, noise = _ZERO, _ZERO
     for k in range(d):
-        f = S[factors + U(k) * table_rows + w] - c * S[row(k) + w]
+        f = old[k] - c * phi[k]
         S[factors + U(k) * table_rows + w] = f
         square += f * f
         noise += f * S[z + row(k) + w]
