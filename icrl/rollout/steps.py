@@ -47,6 +47,8 @@ FEW = 32
 GROUP = 5
 """Actions that are compared in one pass."""
 
+HELD = 8
+"""Largest dim whose factors are held in registers; there are 32, and compiling takes minutes for many."""
 with_item: Any = tuple_setitem
 """(tuple, k, value) -> the tuple with another item k, inside compiled code."""
 
@@ -273,14 +275,17 @@ def learn(
     c = _ZERO
     old, phi = dim, dim
     for k in range(d):
-        old = with_item(old, k, S[factors + U(k) * table_rows + w])
-        phi = with_item(phi, k, S[row(k) + w])
-        c += old[k] * phi[k]
+        if d <= HELD:
+            old = with_item(old, k, S[factors + U(k) * table_rows + w])
+            phi = with_item(phi, k, S[row(k) + w])
+            c += old[k] * phi[k]
+        else:
+            c += S[factors + U(k) * table_rows + w] * S[row(k) + w]
     mean = S[means + w] + c * S[step + w]
     c *= S[shrink + w]
     square, noise = _ZERO, _ZERO
     for k in range(d):
-        f = old[k] - c * phi[k]
+        f = old[k] - c * phi[k] if d <= HELD else S[factors + U(k) * table_rows + w] - c * S[row(k) + w]
         S[factors + U(k) * table_rows + w] = f
         square += f * f
         noise += f * S[z + row(k) + w]
