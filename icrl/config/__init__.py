@@ -42,12 +42,8 @@ from icrl.config.schema import (
     ExpectConfig,
     ExpertConfig,
     ModelConfig,
-    OptimizerConfig,
     RunConfig,
-    ScheduleConfig,
     StorageConfig,
-    TrainConfig,
-    batch_problems,
 )
 from icrl.config.sections import (
     Above,
@@ -64,6 +60,7 @@ from icrl.config.sections import (
     Size,
     without_credentials,
 )
+from icrl.config.training import OptimizerConfig, ScheduleConfig, TrainConfig, batch_problems
 
 __all__ = [
     "NAME_PATTERN",

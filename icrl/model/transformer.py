@@ -1,0 +1,100 @@
+"""Alg_theta: frame, layers, frame.
+
+Shapes: B trajectories, T rounds, A actions, d dim, N tokens, D embed_dim, M heads, Dh width of a head.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from icrl.attention import KVCache
+from icrl.config import EnvironmentConfig, ModelConfig
+from icrl.model.frames import PracticalFrame, TheoryFrame
+from icrl.model.practical import PracticalBlock
+from icrl.model.theory import TheoryBlock
+from icrl.tokens import Tokenizer, require_readable
+
+
+class Transformer(nn.Module):
+    """Alg_theta: logits over the action set for every round, in one causal pass.
+
+    `seed` alone decides the weights; the global random state is left as it was. ValueError when embed_dim cannot hold
+    the theory preset's blocks, or there are no tokens for the environment.
+    """
+
+    def __init__(self, config: ModelConfig, environment: EnvironmentConfig, *, seed: int = 0) -> None:
+        super().__init__()
+        readable = require_readable(environment)
+        self.config, self.environment = config, readable
+        self.tokenizer = Tokenizer(readable, config.tokens)
+        make_frame, make_block = (
+            (TheoryFrame, TheoryBlock) if config.preset == "theory" else (PracticalFrame, PracticalBlock)
+        )
+        with torch.random.fork_rng(devices=[]):  # torch's own constructors draw from the global generator
+            self.frame = make_frame(config, readable, self.tokenizer)
+            self.blocks = nn.ModuleList(make_block(config, layer) for layer in range(config.layers))
+        generator = torch.Generator().manual_seed(seed)
+        for part in (self.frame, *self.blocks):
+            part.reset(generator)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters; inputs are cast to it."""
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the parameters."""
+        return next(self.parameters()).device
+
+    def forward(self, action_set: Tensor, action: Tensor, reward: Tensor) -> Tensor:
+        """Logits [B,T,A] of every round from action_set [B,A,d], action int [B,T] and reward [B,T].
+
+        Row t depends on the action set and on rounds before t only, bit for bit. ValueError when T exceeds the horizon.
+        """
+        fields = self.tokenizer.encode(action_set.to(self.dtype), action, reward)
+        return self._run(fields, None, self.tokenizer.prediction)
+
+    def forward_cached(self, action_set: Tensor, previous: tuple[Tensor, Tensor] | None, cache: KVCache) -> Tensor:
+        """Logits [B,A] of the next round; `previous` = (action int [B], reward [B]) of the last, None on the first.
+
+        ValueError once the horizon is over.
+        """
+        fields = self.tokenizer.step(action_set.to(self.dtype), previous)
+        return self._run(fields, cache, slice(-1, None)).squeeze(1)
+
+    def new_cache(self, batch: int) -> KVCache:
+        """An empty cache for this many interactions of a whole horizon."""
+        heads = self.config.heads
+        width = self.config.embed_dim if self.config.preset == "theory" else self.config.embed_dim // heads
+        shape = (batch, heads, self.tokenizer.n_tokens, width)
+        return KVCache(self.config.layers, shape, self.dtype, self.device)
+
+    def _run(self, fields_BNw: Tensor, cache: KVCache | None, wanted: slice) -> Tensor:
+        first = cache.length if cache is not None else 0
+        stop = first + fields_BNw.shape[1]
+        if stop > self.tokenizer.n_tokens:
+            raise ValueError(f"{stop} tokens: the horizon is over, the model holds {self.tokenizer.n_tokens}")
+        h_BND = self.frame.enter(fields_BNw, first)
+        for block in self.blocks:
+            h_BND = block(h_BND, cache)
+        if cache is not None:
+            cache.advance(fields_BNw.shape[1])
+        logits: Tensor = self.frame.leave(h_BND[:, wanted])
+        return logits
+
+    def num_parameters(self) -> dict[str, int]:
+        """Parameters by part: backbone (layers and final norm), embedding, position, read_out; and the total."""
+        counts = dict.fromkeys(("backbone", "embedding", "position", "read_out"), 0)
+        for name, parameter in self.named_parameters():
+            owner = name.split(".")[1] if name.startswith("frame.") else "backbone"
+            counts[owner if owner in counts else "backbone"] += parameter.numel()
+        return counts | {"total": sum(counts.values())}
+
+    def operator_norm(self) -> float:
+        """|||theta||| of the theory preset: the largest of its layers' norms. ValueError with another preset."""
+        norms = [block.operator_norm() for block in self.blocks if isinstance(block, TheoryBlock)]
+        if not norms:
+            raise ValueError("operator_norm is defined for model.preset=theory only: LayerNorm has no place in it")
+        return max(norms)
