@@ -98,6 +98,9 @@ def run_backward(
     compute = choose(backend, q, k, v, seen).module.backward
     if grad.stride(-1) != 1:  # the gradient of a sum is one number, expanded
         grad = grad.contiguous()
-    with torch.autocast(q.device.type, enabled=False):
-        gradients: tuple[Tensor, Tensor, Tensor] = compute(grad, q, k, v, factor, seen)
+    if torch.is_autocast_enabled(q.device.type):
+        with torch.autocast(q.device.type, enabled=False):
+            gradients: tuple[Tensor, Tensor, Tensor] = compute(grad, q, k, v, factor, seen)
+    else:
+        gradients = compute(grad, q, k, v, factor, seen)
     return gradients

@@ -33,12 +33,17 @@ _OPS = torch.ops.icrl
 
 
 def is_traced(x: Tensor) -> bool:
-    """Does something look at operators instead of, or beside, running them: a compiler, a dispatch mode, a subclass?"""
+    """Does something look at operators instead of, or beside, running them: a compiler, a mode, a subclass?"""
     return (
         torch.compiler.is_compiling()
         or type(x) not in {Tensor, torch.nn.Parameter}
         or torch._C._len_torch_dispatch_stack() > 0
     )
+
+
+def is_transformed() -> bool:
+    """Is this inside torch.func, which can go through plain operations only?"""
+    return torch._C._are_functorch_transforms_active()
 
 
 def flat(seen: Seen, backend: str) -> Flat:

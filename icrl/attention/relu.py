@@ -48,13 +48,10 @@ class _Attention(torch.autograd.Function):
     """Saves q, k, v and the factors; second derivatives go through the reference's backward pass, T x T."""
 
     @staticmethod
-    def forward(q: Tensor, k: Tensor, v: Tensor, factor: Tensor, seen: Seen, backend: str) -> Tensor:
-        return run_forward(backend, q, k, v, factor, seen)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        q, k, v, factor, ctx.seen, ctx.backend = inputs
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, factor: Tensor, seen: Seen, backend: str) -> Tensor:
         ctx.save_for_backward(q, k, v, factor)
+        ctx.seen, ctx.backend = seen, backend
+        return run_forward(backend, q, k, v, factor, seen)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -69,13 +66,10 @@ class _PackedAttention(torch.autograd.Function):
     """As `_Attention`, of one tensor: the buffer that a backend writes the three gradients into is the result."""
 
     @staticmethod
-    def forward(qkv: Tensor, factor: Tensor, seen: Seen, backend: str) -> Tensor:
-        return run_forward(backend, *split_packed(qkv), factor, seen)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        qkv, factor, ctx.seen, ctx.backend = inputs
+    def forward(ctx: Any, qkv: Tensor, factor: Tensor, seen: Seen, backend: str) -> Tensor:
         ctx.save_for_backward(qkv, factor)
+        ctx.seen, ctx.backend = seen, backend
+        return run_forward(backend, *split_packed(qkv), factor, seen)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -136,6 +130,8 @@ def relu_attention(
     )
     if traced:
         return ops.relu_attention(q, k, v, factor, *ops.flat(seen, backend))
+    if ops.is_transformed():
+        return reference.forward(q, k, v, factor, seen)
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         out: Tensor = _Attention.apply(q, k, v, factor, seen, backend)  # type: ignore[no-untyped-call]
         return out
@@ -175,6 +171,8 @@ def relu_attention_qkvpacked(
     )
     if traced:
         return ops.relu_attention_packed(qkv, factor, *ops.flat(seen, backend))
+    if ops.is_transformed():
+        return reference.forward(*split_packed(qkv), factor, seen)
     if torch.is_grad_enabled() and qkv.requires_grad:
         out: Tensor = _PackedAttention.apply(qkv, factor, seen, backend)  # type: ignore[no-untyped-call]
         return out
