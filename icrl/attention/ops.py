@@ -33,9 +33,10 @@ _OPS = torch.ops.icrl
 
 
 def is_traced(x: Tensor) -> bool:
-    """Does something look at operators instead of, or beside, running them: a compiler, a mode, a subclass?"""
+    """Does something look at operators instead of, or beside, running them: a compiler, a mode, a subclass, no device at all?"""
     return (
         torch.compiler.is_compiling()
+        or x.is_meta
         or type(x) not in {Tensor, torch.nn.Parameter}
         or torch._C._len_torch_dispatch_stack() > 0
     )
