@@ -52,25 +52,30 @@ def require_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
         _refuse("v", tuple(v.shape), f"[{batch}, {key_heads}, {n_keys}, width of a value], as k {tuple(k.shape)}")
 
 
+_NORMALIZERS = "visible, none, a positive number, or a tensor of one per row"
+
+
 def require_scale(scale: float, normalizer: Normalizer, q: Tensor) -> None:
-    """ValueError unless scale > 0, and the normaliser is a word, a number > 0 or one such number per row."""
+    """ValueError unless scale > 0, and the normaliser is a word, a number > 0 or one such number per row.
+
+    Messages are made where they are needed: a size in a string would tie a compiled graph to that size.
+    """
     if not 0 < scale < math.inf:
         _refuse("scale", scale, "a positive number (negate q for a negative one: relu(-s) is not -relu(s))")
-    expected = f"visible, none, a positive number, or a tensor of {q.shape[2]} of them on {q.device}"
     if isinstance(normalizer, Tensor):
         if normalizer.shape != (q.shape[2],) or normalizer.device != q.device:
-            _refuse("normalizer", f"{tuple(normalizer.shape)} on {normalizer.device}", expected)
+            _refuse("normalizer", f"{tuple(normalizer.shape)} on {normalizer.device}", f"[{q.shape[2]}] on {q.device}")
         if normalizer.requires_grad or normalizer.is_complex():
             _refuse(
                 "normalizer", f"{normalizer.dtype} that requires a gradient", "a real constant: multiply the output"
             )
         if _readable(normalizer) and not bool(((normalizer > 0) & (normalizer < math.inf)).all()):
-            _refuse("normalizer", "a value that is not positive and finite", expected)
+            _refuse("normalizer", "a value that is not", "positive and finite values")
     elif isinstance(normalizer, str):
         if normalizer not in {"visible", "none"}:
-            _refuse("normalizer", repr(normalizer), expected)
+            _refuse("normalizer", repr(normalizer), _NORMALIZERS)
     elif not isinstance(normalizer, (int, float)) or not 0 < normalizer < math.inf:
-        _refuse("normalizer", normalizer, expected)
+        _refuse("normalizer", normalizer, _NORMALIZERS)
 
 
 def _documents(cu_seqlens: Tensor, max_seqlen: int | None, q: Tensor, n_keys: int) -> tuple[Tensor, int]:

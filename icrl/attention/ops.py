@@ -33,7 +33,7 @@ _OPS = torch.ops.icrl
 
 
 def is_traced(x: Tensor) -> bool:
-    """Does something look at operators instead of, or beside, running them: a compiler, a mode, a subclass, no device at all?"""
+    """Does something look at operators, beside running them or instead: a compiler, a mode, a subclass, no device?"""
     return (
         torch.compiler.is_compiling()
         or x.is_meta
