@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.clock import in_turn
-from icrl.attention import blocked, cpu
+from icrl.attention import cpu, relu_attention
 from icrl.attention.problem import Seen
 from icrl.attention.reference import relu_attention_reference
 
@@ -76,7 +76,8 @@ def ways(shape: Shape, dtype: torch.dtype) -> dict[str, dict[str, Callable[[], o
     def softmax(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return scaled_dot_product_attention(q, k, v, is_causal=True)
 
-    rivals = {"blocked": blocked.blocked_relu_attention, "eager": relu_attention_reference, "softmax": softmax}
+    blocked = partial(relu_attention, backend="blocked")
+    rivals = {"blocked": blocked, "eager": relu_attention_reference, "softmax": softmax}
     return {
         "forward": {"ours": lambda: cpu.forward(q, k, v, factor, Seen())}
         | {name: partial(work, q, k, v) for name, work in rivals.items()},
@@ -124,7 +125,8 @@ def measured(shape: Shape, dtype: torch.dtype, repeats: int) -> list[dict[str, A
 def run(quick: bool) -> dict[str, Any]:  # noqa: FBT001
     """CPU milliseconds, ratios and rates of every shape, type and direction; which targets hold."""
     repeats = 3 if quick else 7
-    if (reason := cpu.refusal(*[torch.zeros(1, 1, 1, 1)] * 3, Seen())) is not None:
+    x = torch.zeros(1, 1, 1, 1)
+    if (reason := cpu.refusal(x, x, x, Seen())) is not None:
         return {"name": "attention", "reason": reason, "rows": [], "passed": False}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -62,7 +62,7 @@ def blocks(q_PRND: Tensor, n_keys: int, seen: Seen) -> Iterator[Block]:
 def _weights(q_PnD: Tensor, k_PmD: Tensor, block: Block) -> Tensor:
     """relu(<q_i, k_j>) [P,R*n,m], 0 where i does not see j: selected, so that no unseen score, NaN included, counts."""
     scores = torch.bmm(q_PnD, k_PmD.transpose(1, 2)).relu_()
-    by_row = scores.unflatten(1, (-1, block.rows.stop - block.rows.start))
+    by_row = scores.view(scores.shape[0], -1, block.rows.stop - block.rows.start, scores.shape[2])
     if block.below is not None:
         by_row.tril_(block.below)
     if block.above is not None:
@@ -82,7 +82,8 @@ def _documents(n_new: int, seen: Seen) -> Iterator[tuple[slice, Seen]]:
 
 def _queries(x_BHND: Tensor, key_heads: int, dtype: torch.dtype) -> Tensor:
     """[P,R,N,D] in the dtype of the products."""
-    return x_BHND.unflatten(1, (key_heads, -1)).flatten(0, 1).to(dtype)
+    batch, heads, *rest = x_BHND.shape
+    return x_BHND.reshape(batch * key_heads, heads // key_heads, *rest).to(dtype)
 
 
 def _product_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -112,8 +113,9 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, factor: Tensor, seen: Seen) -> Ten
     for block in blocks(q_PRND, k.shape[2], seen):
         pairs, rows, keys = block[:3]
         weights = _weights(q_PRND[pairs, :, rows].flatten(1, 2), k_PTD[pairs, keys], block)
-        sums = torch.bmm(weights, v_PTE[pairs, keys]).unflatten(1, (q_PRND.shape[1], -1))
-        torch.mul(sums, factor[rows, None], out=out_PRNE[pairs, :, rows])
+        rows_out = out_PRNE[pairs, :, rows]
+        sums = torch.bmm(weights, v_PTE[pairs, keys]).view(rows_out.shape)
+        torch.mul(sums, factor[rows, None], out=rows_out)
     return out_PRNE.view(*q.shape[:3], -1)
 
 
@@ -149,7 +151,8 @@ def _backward(
         gate = torch.bmm(grad_, v_.transpose(1, 2))
         # a masked weight is 0, so the derivative of relu masks too
         torch.ops.aten.threshold_backward.grad_input(gate, weights, 0, grad_input=gate)
-        dq[pairs, :, rows] = torch.bmm(gate, k_).unflatten(1, (q_PRND.shape[1], -1))
+        rows_dq = dq[pairs, :, rows]
+        rows_dq.copy_(torch.bmm(gate, k_).view(rows_dq.shape))
         _add_product(dk[pairs, keys], gate, q_)
         _add_product(dv[pairs, keys], weights, grad_)
     return dq.view(q.shape), dk.view(k.shape), dv.view(v.shape)

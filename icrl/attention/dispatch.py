@@ -71,12 +71,14 @@ def choose(backend: str, q: Tensor, k: Tensor, v: Tensor, seen: Seen) -> Choice:
     refusals: dict[str, str] = {}
     for name in _candidates(q.device.type) if backend == "auto" else (backend,):
         module = _load(name)
-        refusal = module if isinstance(module, str) else module.refusal(q, k, v, seen)
-        if refusal is None:
+        if isinstance(module, str):
+            refusals[name] = module
+        elif (refusal := module.refusal(q, k, v, seen)) is not None:
+            refusals[name] = refusal
+        else:
             for refused, reason in refusals.items():
                 _log_once(name, refused, reason)
             return Choice(name, module, refusals)
-        refusals[name] = refusal
     raise ValueError(f"{source}: got {backend!r}, which {refusals[backend]}; expected another backend, or auto")
 
 

@@ -21,14 +21,14 @@ Flat: TypeAlias = tuple[bool, int, int | None, Tensor | None, int | None, str]
 """The fields of a `Seen`, then the backend: the arguments that an operator can have."""
 
 _FLAT = "bool causal, SymInt offset, SymInt? window, Tensor? documents, SymInt? longest, str backend"
-_library = torch.library.Library("icrl", "DEF")
-_library.define(f"relu_attention(Tensor q, Tensor k, Tensor v, Tensor factor, {_FLAT}) -> Tensor")
-_library.define(
-    "relu_attention_backward"
-    f"(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor factor, {_FLAT}) -> (Tensor, Tensor, Tensor)"
-)
-_library.define(f"relu_attention_packed(Tensor qkv, Tensor factor, {_FLAT}) -> Tensor")
-_library.define(f"relu_attention_packed_backward(Tensor grad, Tensor qkv, Tensor factor, {_FLAT}) -> Tensor")
+_SCHEMAS = {
+    "relu_attention": f"(Tensor q, Tensor k, Tensor v, Tensor factor, {_FLAT}) -> Tensor",
+    "relu_attention_backward": (
+        f"(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor factor, {_FLAT}) -> (Tensor, Tensor, Tensor)"
+    ),
+    "relu_attention_packed": f"(Tensor qkv, Tensor factor, {_FLAT}) -> Tensor",
+    "relu_attention_packed_backward": f"(Tensor grad, Tensor qkv, Tensor factor, {_FLAT}) -> Tensor",
+}
 _OPS = torch.ops.icrl
 
 
@@ -122,7 +122,8 @@ _NO_GRADIENTS = (None,) * 7
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     tensors, options = _saved(ctx)
     if torch.is_grad_enabled():  # create_graph: the gradient itself is to be differentiated
-        gradients = reference.backward(grad, *tensors, Seen(*options[:-1]))
+        q, k, v, factor = tensors
+        gradients = reference.backward(grad, q, k, v, factor, Seen(*options[:-1]))
     else:
         gradients = _OPS.relu_attention_backward.default(grad, *tensors, *options)
     return *gradients, *_NO_GRADIENTS
@@ -143,7 +144,8 @@ for _name, _run, _fake in (
     ("relu_attention_packed", _packed_forward, _fake_packed_forward),
     ("relu_attention_packed_backward", _packed_backward, _fake_packed_backward),
 ):
-    _library.impl(_name, _run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"icrl::{_name}", _fake, lib=_library)
-torch.library.register_autograd("icrl::relu_attention", _differentiate, setup_context=_save, lib=_library)
-torch.library.register_autograd("icrl::relu_attention_packed", _differentiate_packed, setup_context=_save, lib=_library)
+    torch.library.define(f"icrl::{_name}", _SCHEMAS[_name])
+    torch.library.impl(f"icrl::{_name}", "CompositeExplicitAutograd", _run)
+    torch.library.register_fake(f"icrl::{_name}", _fake)
+torch.library.register_autograd("icrl::relu_attention", _differentiate, setup_context=_save)
+torch.library.register_autograd("icrl::relu_attention_packed", _differentiate_packed, setup_context=_save)

@@ -85,6 +85,6 @@ def backward(
     dq = torch.einsum("bhij,bhjd->bhid", gate, wide_k)
     dk = torch.einsum("bhij,bhid->bhjd", gate, wide_q)
     dv = torch.einsum("bhij,bhie->bhje", torch.relu(scores), wide_grad)
-    groups = (k.shape[1], q.shape[1] // k.shape[1])
-    dk, dv = (x.unflatten(1, groups).sum(2) for x in (dk, dv))
+    batch, key_heads, *_ = k.shape
+    dk, dv = (x.reshape(batch, key_heads, -1, *x.shape[2:]).sum(2) for x in (dk, dv))
     return rows_first(dq.to(q.dtype)), rows_first(dk.to(k.dtype)), rows_first(dv.to(v.dtype))

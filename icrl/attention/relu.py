@@ -55,10 +55,11 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, factor = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph: the gradient itself is to be differentiated
-            gradients = reference.backward(grad, *ctx.saved_tensors, ctx.seen)
+            gradients = reference.backward(grad, q, k, v, factor, ctx.seen)
         else:
-            gradients = run_backward(ctx.backend, grad, *ctx.saved_tensors, ctx.seen)
+            gradients = run_backward(ctx.backend, grad, q, k, v, factor, ctx.seen)
         return *gradients, None, None, None
 
 
