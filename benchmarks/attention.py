@@ -77,10 +77,14 @@ def ways(shape: Shape, dtype: torch.dtype) -> dict[str, dict[str, Callable[[], o
         return scaled_dot_product_attention(q, k, v, is_causal=True)
 
     blocked = partial(relu_attention, backend="blocked")
-    rivals = {"blocked": blocked, "eager": relu_attention_reference, "softmax": softmax}
+    rivals: dict[str, Callable[..., Tensor]] = {
+        "blocked": blocked,
+        "eager": relu_attention_reference,
+        "softmax": softmax,
+    }
+    forward: dict[str, Callable[[], object]] = {name: partial(work, q, k, v) for name, work in rivals.items()}
     return {
-        "forward": {"ours": lambda: cpu.forward(q, k, v, factor, Seen())}
-        | {name: partial(work, q, k, v) for name, work in rivals.items()},
+        "forward": {"ours": lambda: cpu.forward(q, k, v, factor, Seen())} | forward,
         "forward and backward": {"ours": ours} | {name: differentiated(work) for name, work in rivals.items()},
     }
 
