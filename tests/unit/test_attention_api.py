@@ -190,7 +190,7 @@ def test_compiles_as_one_graph_for_every_length(model, compiler):
     torch._dynamo.utils.counters.clear()
     compiled = torch.compile(model, backend=compiler, fullgraph=True, dynamic=True)
     for n_tokens in (8, 12, 30):
-        inputs = [torch.randn(1, n_tokens, 3, 2, 4, requires_grad=True), torch.randn(4, requires_grad=True)]
+        inputs = [torch.randn(n, dtype=torch.float64, requires_grad=True) for n in ((1, n_tokens, 3, 2, 4), (4,))]
         out, expected = compiled(*inputs), model(*inputs)
         torch.testing.assert_close(out, expected)
         got, want = (torch.autograd.grad(y.square().sum(), inputs) for y in (out, expected))
