@@ -42,19 +42,11 @@ class TransformerPolicy(Algorithm):
     @torch.inference_mode()
     def reset(self, environments: Batch) -> None:
         """Start B fresh interactions."""
-        assert isinstance(environments, BanditBatch)
-        batch, n_actions, dim = environments.action_set.shape
-        expected = self.model.environment
-        if (n_actions, dim) != (expected.n_actions, expected.dim):
-            raise ValueError(
-                f"environments of {n_actions} actions in dimension {dim}: the model {self.name!r} expects "
-                f"{expected.n_actions} actions in dimension {expected.dim}"
-            )
-        device = self.model.device
-        self._action_set = torch.from_numpy(environments.action_set).to(device, self.model.dtype)
-        self._actions = torch.zeros(batch, expected.horizon, dtype=torch.int64, device=device)
-        self._rewards = torch.zeros(batch, expected.horizon, dtype=self.model.dtype, device=device)
-        self._round = 0
+        self._action_set = self._readable(environments)
+        batch, horizon, device = len(self._action_set), self.model.environment.horizon, self.model.device
+        self._actions = torch.zeros(batch, horizon, dtype=torch.int64, device=device)
+        self._rewards = torch.zeros(batch, horizon, dtype=self.model.dtype, device=device)
+        self._round, self._rows = np.zeros(batch, np.int64), np.arange(batch)
         self._probabilities: npt.NDArray[np.float64] | None = None
         if self._cache is not None and self._cache.batch == batch:
             self._cache.reset()
@@ -62,11 +54,44 @@ class TransformerPolicy(Algorithm):
             self._cache = self.model.new_cache(batch)
 
     @torch.inference_mode()
+    def restart(self, which: npt.NDArray[np.int64], environments: Batch) -> None:
+        """End the interactions `which`, int64[n] of 0..B-1, and start fresh ones with n environments in their places.
+
+        The others go on: from now on each interaction is in a round of its own. Comes after `update`, before the next
+        action. ValueError at another time, or when the environments do not fit the model or `which`.
+        """
+        if self._probabilities is not None:
+            raise ValueError("restart in the middle of a round: expected after update, before probabilities or act")
+        action_set = self._readable(environments)
+        if which.shape != (len(action_set),) or len(np.unique(which)) != len(which):
+            raise ValueError(f"which of shape {which.shape}: expected {len(action_set)} different interactions")
+        if len(which) and not 0 <= which.min() <= which.max() < len(self._round):
+            raise ValueError(f"which in {which.min()}..{which.max()}: expected interactions 0..{len(self._round) - 1}")
+        if self._cache is not None:
+            self._cache.reset(which)
+        rows = torch.from_numpy(which).to(self._action_set.device)
+        self._action_set[rows] = action_set
+        self._round[which] = 0
+
+    def _readable(self, environments: Batch) -> Tensor:
+        """A copy of the action sets [B,A,d], if they fit the model."""
+        assert isinstance(environments, BanditBatch)
+        _, n_actions, dim = environments.action_set.shape
+        expected = self.model.environment
+        if (n_actions, dim) != (expected.n_actions, expected.dim):
+            raise ValueError(
+                f"environments of {n_actions} actions in dimension {dim}: the model {self.name!r} expects "
+                f"{expected.n_actions} actions in dimension {expected.dim}"
+            )
+        return torch.from_numpy(environments.action_set).to(self.model.device, self.model.dtype, copy=True)
+
+    @torch.inference_mode()
     def probabilities(self) -> npt.NDArray[np.float64]:
         """float64[B, A]: Alg_theta(. | D_{t-1}, s_t)."""
         if self._probabilities is None:
-            if self._round == self.model.environment.horizon:
-                raise ValueError(f"round {self._round + 1}: the model {self.name!r} was made for {self._round} rounds")
+            horizon = self.model.environment.horizon
+            if self._round.max(initial=0) == horizon:
+                raise ValueError(f"round {horizon + 1}: the model {self.name!r} was made for {horizon} rounds")
             logits = self._logits().to("cpu", torch.float64)
             self._probabilities = logits.softmax(-1).numpy()
         return self._probabilities
@@ -80,18 +105,21 @@ class TransformerPolicy(Algorithm):
     def update(self, action: npt.NDArray[np.int64], reward: npt.NDArray[np.float32]) -> None:
         """Append (action int64[B], reward float32[B]) to the history."""
         self.probabilities()  # the cache must hold this round before the next one
-        self._actions[:, self._round] = torch.from_numpy(action)
-        self._rewards[:, self._round] = torch.from_numpy(reward)
+        self._actions[self._rows, self._round] = torch.from_numpy(action).to(self._actions.device)
+        self._rewards[self._rows, self._round] = torch.from_numpy(reward).to(self._rewards)
         self._round += 1
         self._probabilities = None
 
     def _logits(self) -> Tensor:
         """Logits [B,A] of this round."""
-        seen = self._round
         if self._cache is None:
-            # the action and reward of this round are placeholders: no prediction up to this round sees them
-            prefix = self.model(self._action_set, self._actions[:, : seen + 1], self._rewards[:, : seen + 1])
-            logits: Tensor = prefix[:, -1]
+            # the actions and rewards from this round on are placeholders: no prediction up to this round sees them
+            longest = int(self._round.max()) + 1
+            prefix = self.model(self._action_set, self._actions[:, :longest], self._rewards[:, :longest])
+            logits: Tensor = prefix[self._rows, self._round]
             return logits
-        previous = (self._actions[:, seen - 1], self._rewards[:, seen - 1]) if seen else None
+        if self._cache.aligned and not self._round[0]:
+            return self.model.forward_cached(self._action_set, None, self._cache)
+        last = np.maximum(self._round - 1, 0)
+        previous = (self._actions[self._rows, last], self._rewards[self._rows, last])
         return self.model.forward_cached(self._action_set, previous, self._cache)

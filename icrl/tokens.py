@@ -54,6 +54,12 @@ def required_width(environment: BanditConfig, tokens: Literal["paper", "onehot",
     return fields_width(environment, tokens) + environment.n_actions + POSITION_WIDTH
 
 
+def positions(first: int | Tensor, n_tokens: int, device: torch.device) -> Tensor:
+    """Positions from 0 of n tokens after `first`: int64 [n], or [B,n] of `first` [B], 0 where it lies before."""
+    index = torch.arange(n_tokens, device=device)
+    return index + first if isinstance(first, int) else (index + first.unsqueeze(1)).clamp(min=0)
+
+
 class Tokenizer:
     """One layout of a trajectory.
 
@@ -83,13 +89,18 @@ class Tokenizer:
         asked = self._start(action_set).expand(-1, action.shape[1], -1)
         return torch.stack([asked, self._played(action_set, action, reward)], dim=2).flatten(1, 2)
 
-    def step(self, action_set: Tensor, previous: tuple[Tensor, Tensor] | None) -> Tensor:
-        """The tokens [B,n,w] that round t adds up to its prediction; `previous` = (action [B], reward [B]) of t - 1."""
+    def step(self, action_set: Tensor, previous: tuple[Tensor, Tensor] | None, fresh: Tensor | None = None) -> Tensor:
+        """The tokens [B,n,w] that round t adds up to its prediction; `previous` = (action [B], reward [B]) of t - 1.
+
+        Where `fresh`, bool [B], `previous` means nothing: only the last of the n tokens is one, that of round 1.
+        """
         if previous is None:
             return self._start(action_set)
         action, reward = previous
         played = self._played(action_set, action[:, None], reward[:, None])
-        return played if self.kind == "merged" else torch.cat([played, self._start(action_set)], dim=1)
+        if self.kind != "merged":
+            return torch.cat([played, self._start(action_set)], dim=1)
+        return played if fresh is None else torch.where(fresh[:, None, None], self._start(action_set), played)
 
     def _start(self, action_set: Tensor) -> Tensor:
         """The token that asks for an action when nothing else is to be told, [B,1,w]."""
@@ -139,11 +150,11 @@ class TheoryLayout:
         self.scratch = slice(self.logits.stop, embed_dim - POSITION_WIDTH)
         self.position = slice(embed_dim - POSITION_WIDTH, embed_dim)
 
-    def place(self, fields: Tensor, first: int) -> Tensor:
-        """Tokens [B,n,D] of raw fields [B,n,w]; `first` tokens came before (i is 1-based)."""
+    def place(self, fields: Tensor, first: int | Tensor) -> Tensor:
+        """Tokens [B,n,D] of raw fields [B,n,w]; `first` came before, int [B] where that differs (i is 1-based)."""
         batch, n_tokens, width = fields.shape
         out = fields.new_zeros(batch, n_tokens, self.embed_dim)
         out[..., :width] = fields
-        index = torch.arange(first + 1, first + n_tokens + 1, device=fields.device).to(fields.dtype)
+        index = (positions(first, n_tokens, fields.device) + 1).to(fields.dtype)
         out[..., self.position] = torch.stack([index, index * index, torch.ones_like(index)], dim=-1)
         return out

@@ -10,8 +10,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from icrl.attention.blocked import blocked_relu_attention, causal_mask
 from icrl.attention.cache import KVCache
+from icrl.attention.decode import Slot
 
-__all__ = ["KVCache", "attention"]
+__all__ = ["KVCache", "Slot", "attention"]
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, kind: Literal["relu", "softmax"], scale: float = 1.0) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from icrl.attention import KVCache
+from icrl.attention import KVCache, Slot
 from icrl.config import EnvironmentConfig, ModelConfig
 from icrl.model.frames import PracticalFrame, TheoryFrame
 from icrl.model.practical import PracticalBlock
@@ -59,24 +59,37 @@ class Transformer(nn.Module):
     def forward_cached(self, action_set: Tensor, previous: tuple[Tensor, Tensor] | None, cache: KVCache) -> Tensor:
         """Logits [B,A] of the next round; `previous` = (action int [B], reward [B]) of the last, None on the first.
 
-        ValueError once the horizon is over.
+        After `cache.reset` of some environments each is in a round of its own; `previous`, which must then be given,
+        means nothing where it is the first. ValueError once a horizon is over.
         """
-        fields = self.tokenizer.step(action_set.to(self.dtype), previous)
+        fresh = None
+        if not cache.aligned:
+            if previous is None:
+                raise ValueError("previous = None: expected (action, reward), which means nothing in a first round")
+            fresh = cache.lengths == 0
+            if self.tokenizer.tokens_per_round > 1:
+                cache.padding = fresh.int() * (self.tokenizer.tokens_per_round - 1)
+        fields = self.tokenizer.step(action_set.to(self.dtype), previous, fresh)
         return self._run(fields, cache, slice(-1, None)).squeeze(1)
 
     def new_cache(self, batch: int) -> KVCache:
         """An empty cache for this many interactions of a whole horizon."""
         heads = self.config.heads
         width = self.config.embed_dim if self.config.preset == "theory" else self.config.embed_dim // heads
-        shape = (batch, heads, self.tokenizer.n_tokens, width)
-        return KVCache(self.config.layers, shape, self.dtype, self.device)
+        return KVCache(
+            [Slot(heads, width, width)] * self.config.layers,
+            batch,
+            self.tokenizer.n_tokens,
+            kind=self.config.attention,
+            dtype=self.dtype,
+            device=self.device,
+        )
 
     def _run(self, fields_BNw: Tensor, cache: KVCache | None, wanted: slice) -> Tensor:
-        first = cache.length if cache is not None else 0
-        stop = first + fields_BNw.shape[1]
+        stop = fields_BNw.shape[1] + (cache.longest if cache is not None else 0)
         if stop > self.tokenizer.n_tokens:
             raise ValueError(f"{stop} tokens: the horizon is over, the model holds {self.tokenizer.n_tokens}")
-        h_BND = self.frame.enter(fields_BNw, first)
+        h_BND = self.frame.enter(fields_BNw, cache.first if cache is not None else 0)
         for block in self.blocks:
             h_BND = block(h_BND, cache)
         if cache is not None:
