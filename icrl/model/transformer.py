@@ -5,6 +5,8 @@ Shapes: B trajectories, T rounds, A actions, d dim, N tokens, D embed_dim, M hea
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -72,8 +74,8 @@ class Transformer(nn.Module):
         fields = self.tokenizer.step(action_set.to(self.dtype), previous, fresh)
         return self._run(fields, cache, slice(-1, None)).squeeze(1)
 
-    def new_cache(self, batch: int) -> KVCache:
-        """An empty cache for this many interactions of a whole horizon."""
+    def new_cache(self, batch: int, *, backend: Literal["auto", "native", "plain"] = "auto") -> KVCache:
+        """An empty cache for this many interactions of a whole horizon; `backend` as `KVCache` has it."""
         heads = self.config.heads
         width = self.config.embed_dim if self.config.preset == "theory" else self.config.embed_dim // heads
         return KVCache(
@@ -83,6 +85,7 @@ class Transformer(nn.Module):
             kind=self.config.attention,
             dtype=self.dtype,
             device=self.device,
+            backend=backend,
         )
 
     def _run(self, fields_BNw: Tensor, cache: KVCache | None, wanted: slice) -> Tensor:

@@ -45,8 +45,8 @@ class Held:
             rows = slice(start, min(start + MAX_ROWS, n_new))
             padding = None if now.padding is None else (now.padding - start).clamp(0, rows.stop - start)
             part = Now(lengths, padding, aligned, longest)
-            out[:, :, rows] = self._attend(q[:, :, rows], k[:, :, rows], v[:, :, rows], scale, part)
             self._store(k[:, :, rows], v[:, :, rows], part)
+            out[:, :, rows] = self._attend(q[:, :, rows], k[:, :, rows], v[:, :, rows], scale, part)
             n = rows.stop - start
             lengths = lengths + n if padding is None else lengths + (n - padding)
             longest, aligned = longest + n, None if aligned is None else aligned + n
@@ -55,27 +55,31 @@ class Held:
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, now: Now) -> Tensor:
         """Values of old tokens by a product, of new ones by selection: a row meets nothing of a later token."""
         batch, heads, n_new, _ = q.shape
-        wide = torch.promote_types(q.dtype, torch.float32)
-        q, k, v = (x.to(wide) for x in (q.unflatten(1, (k.shape[1], -1)), k, v))  # q [B,G,H/G,N,D]
-        keys, values = (stored[..., : now.longest].unsqueeze(2).to(wide) for stored in (self.keys, self.values))
-        old, new = q @ keys, q @ k.unsqueeze(2).transpose(3, 4)
+        n_old, wide = now.longest, torch.promote_types(q.dtype, torch.float32)
+        q = q.unflatten(1, (k.shape[1], -1)).to(wide)  # [B,G,H/G,N,D]
+        n_read = n_old if now.aligned is None else n_old + n_new  # the new ones lie behind the old
+        keys, values = (
+            stored[..., :n].unsqueeze(2).to(wide) for stored, n in ((self.keys, n_read), (self.values, n_old))
+        )
+        scores = q @ keys
+        if now.aligned is None:
+            scores = torch.cat([scores, q @ k.to(wide).unsqueeze(2).transpose(3, 4)], -1)
+        old, new = scores[..., :n_old], scores[..., n_old:]
         token = torch.arange(n_new, device=q.device)
         held = now.lengths.view(-1, 1, 1, 1, 1)
         padding = torch.zeros_like(held) if now.padding is None else now.padding.view(-1, 1, 1, 1, 1)
         visible = (token <= token.unsqueeze(-1)) & (token >= padding)  # [B,1,1,N,N]
-        stale = torch.arange(now.longest, device=q.device) >= held
+        scores = scores.relu_() if self.kind == "relu" else scores.mul_(scale)
+        unseen = 0.0 if self.kind == "relu" else -torch.inf
+        new.masked_fill_(~visible, unseen)
         if now.aligned is None:
+            stale = torch.arange(n_old, device=q.device) >= held
+            old.masked_fill_(stale, unseen)
             values = values.masked_fill(stale, 0)
-        if self.kind == "relu":
-            old, new = old.relu_(), new.relu_()
-            if now.aligned is None:
-                old = old.masked_fill_(stale, 0)
-            factor = scale / (held + token.unsqueeze(-1) + 1 - padding).to(wide)
-        else:
-            hidden = torch.cat([stale.expand(-1, -1, -1, n_new, -1), ~visible], -1)
-            weights = (torch.cat([old, new], -1) * scale).masked_fill_(hidden, -torch.inf).softmax(-1)
-            old, new = weights.split([now.longest, n_new], -1)
-            factor = q.new_ones(())
+        factor: Tensor | float = scale / (held + token.unsqueeze(-1) + 1 - padding).to(wide)
+        if self.kind == "softmax":
+            weights, factor = scores.softmax(-1), 1.0
+            old, new = weights[..., :n_old], weights[..., n_old:]
         newer = torch.where(visible.unsqueeze(-1), new.unsqueeze(-1) * v[:, :, None, None], 0).sum(-2)
         out = (old @ values.transpose(3, 4) + newer) * factor
         if now.padding is not None:
