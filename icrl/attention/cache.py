@@ -1,8 +1,8 @@
 """The cache of decoding: keys and values of every past token, per layer, for environments that may start and end apart.
 
 A step is `append_and_attend` of every layer, then `advance`. Lengths lie on the device and nothing of a step waits for
-it; the host keeps a bound of them for the capacity. So a step of environments that are not aligned is the same work at
-every token: on a GPU it may be captured in a CUDA graph and replayed, `replayed` keeping the host's bound.
+it; the host keeps a bound of them for the capacity. A step of environments that are not aligned is the same operations
+at every token, so a CUDA graph of it may be replayed; `replayed` keeps the host's bound then.
 
 Shapes: B environments, H query heads, G key heads, N new tokens, D and E widths of a key and a value.
 """
@@ -85,7 +85,7 @@ class KVCache:
         """
         self._require(layer, q, k, v)
         aligned = self.longest if self.aligned and self.padding is None else None
-        now = Now(self.lengths, self.padding, aligned, self.longest)
+        now = Now(self.lengths, self.padding, aligned, self.capacity if aligned is None else aligned)
         return self.layers[layer].append_and_attend(q, k, v, scale, now)
 
     def advance(self, n_tokens: int) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from icrl import native
 from icrl.attention import KVCache, Slot
@@ -168,6 +169,27 @@ def test_layers_of_different_shapes_share_a_cache(backend, kind):
             out = cache.append_and_attend(layer, q[:, :, new], k[:, :, new], v[:, :, new])
             torch.testing.assert_close(out, specification(kind, q, k, v, 1.0)[:, :, new], rtol=0, atol=1e-13)
         cache.advance(1)
+
+
+@pytest.mark.parametrize("kind", ["relu", "softmax"])
+def test_a_recorded_step_serves_every_token(kind):
+    """Lengths are data of a step, as a CUDA graph needs it: its operations, recorded once, are those of every token."""
+    cache = poisoned([Slot(1, 3, 5)], 2, 12, kind=kind, dtype=torch.float64, backend="plain")
+    cache.reset(range(2))
+    q, k, v = tokens((2, 1, 3, 5), 12, batch=2)
+    lengths, memory = cache.lengths, cache.layers[0]
+
+    def step(lengths, keys, values, q, k, v):
+        cache.lengths, memory.keys, memory.values = lengths, keys, values
+        out = cache.append_and_attend(0, q, k, v)
+        cache.advance(2)
+        return out
+
+    state = (lengths, memory.keys, memory.values)
+    recorded = make_fx(step)(*(x.clone() for x in state), *(x[:, :, :2] for x in (q, k, v)))
+    outs = [recorded(*state, *part) for part in zip(*(x.split(2, 2) for x in (q, k, v)), strict=True)]
+    assert lengths.tolist() == [12, 12]
+    torch.testing.assert_close(torch.cat(outs, 2), specification(kind, q, k, v, 1.0), rtol=0, atol=1e-13)
 
 
 @needs_compiler

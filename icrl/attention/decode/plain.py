@@ -49,14 +49,14 @@ class Held:
             out[:, :, rows] = self._attend(q[:, :, rows], k[:, :, rows], v[:, :, rows], scale, part)
             n = rows.stop - start
             lengths = lengths + n if padding is None else lengths + (n - padding)
-            longest, aligned = longest + n, None if aligned is None else aligned + n
+            longest, aligned = min(longest + n, self.keys.shape[3]), None if aligned is None else aligned + n
         return out
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, now: Now) -> Tensor:
         """Values of old tokens by a product, of new ones by selection: a row meets nothing of a later token."""
         batch, heads, n_new, _ = q.shape
         n_old, wide = now.longest, torch.promote_types(q.dtype, torch.float32)
-        q = q.unflatten(1, (k.shape[1], -1)).to(wide)  # [B,G,H/G,N,D]
+        q = q.reshape(batch, k.shape[1], -1, n_new, q.shape[3]).to(wide)  # [B,G,H/G,N,D]
         n_read = n_old if now.aligned is None else n_old + n_new  # the new ones lie behind the old
         keys, values = (
             stored[..., :n].unsqueeze(2).to(wide) for stored, n in ((self.keys, n_read), (self.values, n_old))

@@ -30,7 +30,7 @@ class Now:
     aligned: int | None
     """The length of all environments where the host knows them to be equal."""
     longest: int
-    """No environment holds more: the host's bound."""
+    """No environment holds more. The capacity unless aligned, so that a step is then the same work at every token."""
 
 
 class HeldLayer(Protocol):
