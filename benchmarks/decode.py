@@ -143,7 +143,8 @@ def attention(shape: tuple[int, int, int, int, int], repeats: int) -> dict[str, 
     past = torch.randn(batch, heads, held, width, generator=generator)
     new = torch.randn(batch, n_new, 3, heads, width, generator=generator).permute(2, 0, 3, 1, 4).unbind(0)
     work: dict[str, Any] = {}
-    for name, backend in (("C++", "native"), ("torch", "plain")):
+    backends: dict[str, Literal["native", "plain"]] = {"C++": "native", "torch": "plain"}
+    for name, backend in backends.items():
         cache = KVCache([Slot(heads, width, width)], batch, held + n_new, backend=backend)
         cache.append_and_attend(0, past[:, :, :1].expand_as(past), past, past)
         cache.advance(held)
