@@ -1,8 +1,8 @@
 """ReLU attention on a CPU: the C++ kernel against torch's ways, forward and forward and backward, in one thread.
 
 Rivals: `blocked` (ReLU in torch, scores in blocks), `eager` (ReLU in torch, scores T x T), `softmax` (torch's fused
-`scaled_dot_product_attention`, another function of the same products). Inputs are views of one packed [B,T,3,H,D], as a
-model has them, for all; CPU time, medians, all in turn. Useful operations: half of the T x T scores, 4 D each forward
+`scaled_dot_product_attention`, another function of the same products). The kernel reads views of one packed
+[B,T,3,H,D], as a model has them, its rivals contiguous copies; CPU time, medians, all in turn. Useful operations: half of the T x T scores, 4 D each forward
 and 10 D backward; the floor is what `torch.mm` reaches in the same run.
 """
 
@@ -63,15 +63,17 @@ def ways(shape: Shape, dtype: torch.dtype) -> dict[str, dict[str, Callable[[], o
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     grad = torch.randn(shape.batch, shape.tokens, shape.heads, shape.width, generator=generator).to(dtype)
     grad = grad.transpose(1, 2)
+    incoming = grad.contiguous()
     factor = 1 / torch.arange(1, shape.tokens + 1, dtype=torch.float32)
-    inputs = [x.detach().requires_grad_() for x in (q, k, v)]
+    separate = [x.contiguous() for x in (q, k, v)]
+    inputs = [x.clone().requires_grad_() for x in separate]
 
     def ours() -> None:
         cpu.forward(q, k, v, factor, Seen())
         cpu.backward(grad, q, k, v, factor, Seen())
 
     def differentiated(work: Callable[..., Tensor]) -> Callable[[], object]:
-        return lambda: torch.autograd.grad(work(*inputs), inputs, grad)
+        return lambda: torch.autograd.grad(work(*inputs), inputs, incoming)
 
     def softmax(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -79,7 +81,7 @@ def ways(shape: Shape, dtype: torch.dtype) -> dict[str, dict[str, Callable[[], o
     rivals = {"blocked": blocked.blocked_relu_attention, "eager": relu_attention_reference, "softmax": softmax}
     return {
         "forward": {"ours": lambda: cpu.forward(q, k, v, factor, Seen())}
-        | {name: partial(work, q, k, v) for name, work in rivals.items()},
+        | {name: partial(work, *separate) for name, work in rivals.items()},
         "forward and backward": {"ours": ours} | {name: differentiated(work) for name, work in rivals.items()},
     }
 
