@@ -33,6 +33,7 @@ from train import checkpoints
 from train.checkpoint_writer import CheckpointWriter
 from train.checkpoints import CheckpointError
 from train.dataset import Batch, TrajectoryStream, batches_in_order
+from train.determinism import use_deterministic_kernels
 from train.engine import BatchPlan, DivergedError, Engine
 from train.schedule import learning_rate
 
@@ -100,6 +101,8 @@ def pretrain(config: Config, run: RunDirectory, hooks: Hooks) -> Outcome:
         CheckpointError: a checkpoint could not be written; the run resumes from the one before.
         ValueError: the dataset or a checkpoint does not fit the config.
     """
+    if config.train.deterministic:
+        use_deterministic_kernels()
     with run.training_lock() if dist.get_rank() == 0 else nullcontext():
         dist.barrier()
         trainer = _Trainer(config, run, hooks)
