@@ -40,7 +40,7 @@ def run(quick: bool) -> dict[str, Any]:  # noqa: FBT001 - the signature of every
     os.environ["LOCAL_RANK"] = "0"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     try:
         found = {name: _measure(load(root / path).config, repeats) for name, path in CONFIGS.items()}
     finally:
@@ -76,9 +76,9 @@ def _measure(config: Config, repeats: int) -> dict[str, Any]:
             began = time.perf_counter()
             state = engine.state()
             described = checkpoints.described(config)
-            checkpoints.save(directory.checkpoints, 2 * number + 1, state, {}, model=described, keep=2)
+            saved = checkpoints.save(directory.checkpoints, 2 * number + 1, state, {}, model=described, keep=2)
             waiting.append(time.perf_counter() - began)
-        written = sum(file.stat().st_size for file in directory.checkpoints.glob("*1/*"))
+            size = sum(file.stat().st_size for file in saved.path.iterdir())
     every = config.train.checkpoint_every
     seconds = {
         "step": statistics.median(step),
@@ -88,7 +88,7 @@ def _measure(config: Config, repeats: int) -> dict[str, Any]:
         "waiting": statistics.median(waiting),
     }
     return {
-        "bytes": written,
+        "bytes": size,
         "every": every,
         "seconds": seconds,
         "stall_share": seconds["stall"] / (every * seconds["step"]),

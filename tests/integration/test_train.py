@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pickle
+import pickletools
 import random
 import secrets
 import shutil
@@ -11,7 +14,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -204,6 +208,45 @@ def test_a_disk_that_refuses_a_checkpoint_ends_the_run_and_loses_nothing(
     require_same_bits(run, unkilled)
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """2 MB: enough for the checkpoints of the tiny model."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"needs the right to mount a tmpfs (root, or CAP_SYS_ADMIN in a container): {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_in_training_ends_it_and_costs_only_the_steps_since_a_checkpoint(
+    small_disk: Path, unkilled: Path, reference: Path, config: Path, commands: Any, require_same_bits: Any
+) -> None:
+    run = small_disk / "runs" / "x"
+    words = (config, f"storage.root={reference}", f"run.dir={run}")
+    process = commands.start("train", *words)
+    reached = at_step(small_disk, 20)
+    while not reached():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    ballast = small_disk / "ballast"
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(512))
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, output
+    assert f"failed: {run}/checkpoints: the checkpoint" in output or f"{run}/metrics.jsonl'" in output, output
+    assert "No space left on device" in output
+    assert not list(run.glob("checkpoints/.*"))
+    assert "its disk has" in commands.run("train", *words, code=2)
+    ballast.unlink()
+    commands.run("train", *words)
+    require_same_bits(run, unkilled)
+
+
 def test_sigterm_writes_a_checkpoint_and_the_same_command_goes_on(
     unkilled: Path, config: Path, root: Path, commands: Any, require_same_bits: Any
 ) -> None:
@@ -246,6 +289,21 @@ def test_a_checkpoint_of_another_model_is_refused_before_any_process_starts(
     assert f"{run.checkpoints}/step-00000060 is a checkpoint of another model (checkpoint -> config):" in output
     assert "  environment.noise_std: 0.5 -> 0.25\n  model.embed_dim: 16 -> 32\n" in output
     assert not (run.path / "status.json").exists()
+
+
+def is_pickle(data: bytes) -> bool:
+    try:
+        return bool(list(pickletools.genops(data)))
+    except ValueError:
+        return False
+
+
+def test_a_run_directory_holds_no_pickle(unkilled: Path) -> None:
+    files = [path for path in unkilled.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    # torch.save writes zip archives
+    assert [path for path in files if zipfile.is_zipfile(path) or is_pickle(path.read_bytes())] == []
+    assert is_pickle(pickle.dumps({"state": unkilled}))
 
 
 def test_any_checkpoint_is_exported(reference: Path, tmp_path: Path, commands: Any) -> None:
