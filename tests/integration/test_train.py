@@ -117,12 +117,13 @@ def test_kill_9_again_and_again_ends_in_the_same_bits(
     stage: int, root: Path, reference: Path, config: Path, tmp_path: Path, commands: Any, require_same_bits: Any
 ) -> None:
     """A checkpoint every other step, so that one is being written whenever a kill falls."""
-    options = (f"train.zero_stage={stage}", "train.checkpoint_every=2", "train.log_every=1")
+    often = ("train.checkpoint_every=2", "train.log_every=1")
+    options = (f"train.zero_stage={stage}", f"train.deterministic={stage == 3}", *often)
     shutil.copytree(reference / "data", tmp_path / "quiet" / "data")
     commands.run("train", config, f"storage.root={tmp_path / 'quiet'}", *options)
     rng = chance()
-    for first in range(3, 53, 10):
-        kill_9(commands, rng, root, first, first + 8, config, f"storage.root={root}", *options)
+    for first in (3, 20, 40):
+        kill_9(commands, rng, root, first, first + 14, config, f"storage.root={root}", *options)
     commands.run("train", config, f"storage.root={root}", *options)
     require_same_bits(only_run(root), only_run(tmp_path / "quiet"))
 
@@ -178,7 +179,7 @@ def require_close(run: Path, expected: Path, step: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after"),
-    [((2, 1), (1, 1)), ((1, 1), (2, 1)), ((2, 3), (1, 3)), ((1, 3), (2, 3)), ((2, 1), (1, 3)), ((1, 3), (2, 1))],
+    [((2, 1), (1, 1)), ((1, 1), (2, 1)), ((2, 3), (1, 3)), ((1, 3), (2, 1))],
 )
 def test_a_run_goes_on_with_other_workers_and_another_stage(
     before: tuple[int, int], after: tuple[int, int], root: Path, quiet: Any, config: Path, commands: Any
