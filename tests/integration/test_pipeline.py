@@ -112,7 +112,7 @@ def test_kill_9_of_workers_at_random_steps_ends_in_the_bits_of_a_run_without_ray
         step = first + rng.randrange(15)
         until(lambda step=step: recorded(root, step) or process.poll() is not None)
         workers = [p for p in family(psutil.Process(process.pid)) if "RayTrainWorker" in " ".join(p.cmdline())]
-        assert len(workers) == 2, "training is at work"
+        assert workers, "training is at work"
         os.kill(rng.choice(workers).pid, signal.SIGKILL)
         psutil.wait_procs(workers, timeout=60)
     output, _ = process.communicate(timeout=400)
