@@ -97,8 +97,15 @@ class Board:
         self._write(record)
 
     def flush(self) -> None:
-        """Put what was recorded on disk."""
-        self._writer.flush()
+        """Put what was recorded on disk.
+
+        Raises:
+            OSError: the disk is full, or refuses; names the run.
+        """
+        try:
+            self._writer.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._run.path)) from error
 
     def close(self, outcome: Outcome | None = None) -> None:
         """Flush and close both files; the hparams are closed with the outcome, by default what the run's state says.
@@ -109,7 +116,9 @@ class Board:
         if outcome is not None:
             self._writer.file_writer.add_summary(hparams.end(outcome, time.time()))
         self._stream.close()
-        self._writer.close()
+        # what a full disk refuses is written again, from the records, when the board is next opened
+        with contextlib.suppress(OSError):
+            self._writer.close()
 
     def _append(self, line: bytes) -> None:
         while line:

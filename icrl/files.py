@@ -53,7 +53,9 @@ def atomic_write_all(files: Mapping[Path, Iterable[Any]], *, durable: bool = Tru
                     os.fsync(file.fileno())
         for path, partial in partials.items():
             partial.replace(path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:  # a full disk is told without a name
+            error.filename = str(next(iter(files)))
         for partial in partials.values():
             partial.unlink(missing_ok=True)
         raise
