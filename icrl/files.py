@@ -54,7 +54,7 @@ def atomic_write_all(files: Mapping[Path, Iterable[Any]], *, durable: bool = Tru
         for path, partial in partials.items():
             partial.replace(path)
     except BaseException as error:
-        if isinstance(error, OSError) and error.filename is None:  # a full disk is told without a name
+        if isinstance(error, OSError) and error.errno and not error.filename:  # a full disk has told no name
             error.filename = str(next(iter(files)))
         for partial in partials.values():
             partial.unlink(missing_ok=True)
