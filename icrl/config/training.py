@@ -49,6 +49,8 @@ class TrainConfig(Section):
     """Torch threads of a worker on CPU; a number of the config, so that sums do not depend on the machine."""
     seed: Seed = 0
     """Seeds the weights and the order of the data."""
+    deterministic: bool = False
+    """On GPUs: only kernels that give the same bits every time, some of them slower. On CPU it is so without it."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: torch autocast over fp32 parameters."""
     zero_stage: Literal[0, 1, 2, 3] = 1
