@@ -149,7 +149,10 @@ def _require_room(n_actions: int, pieces: int, tolerance: float) -> None:
 
 
 def _paper_layers(problem: RidgeProblem, confidence: float, temperature: float, steps: int, pieces: int) -> list[Layer]:
-    """Steps 1 and 2 of section 2.2 in the same layers (4 + 4A heads), then step 3 in two."""
+    """Steps 1 and 2 of section 2.2 in the same layers, then step 3 in two.
+
+    Of the 4 + 4A heads the 2 + 2A gates have two different scores: M = 4 + 2A, in step 3 M = 3A.
+    """
     d, A = problem.dim, problem.n_actions
     unknowns = {"ridge_estimate": d, "ridge_previous": d, "ridge_momentum": d}
     unknowns |= {"directions": A * d, "directions_previous": A * d, "directions_momentum": A * d}
