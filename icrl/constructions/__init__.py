@@ -5,6 +5,6 @@ and neurons are used for, and each construction is written in them. Nothing here
 """
 
 from icrl.constructions.assemble import Construction, Report
-from icrl.constructions.linucb import linucb
+from icrl.constructions.soft_linucb import Method, linucb
 
-__all__ = ["Construction", "Report", "linucb"]
+__all__ = ["Construction", "Method", "Report", "linucb"]
