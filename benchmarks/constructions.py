@@ -116,7 +116,7 @@ def draw(found: list[Row], path: Path) -> None:
         line(depth, "depth", "T", "L", method, method=method)
         line(steps, "steps", "L", "error", method, method=method)
     line(depth, "depth", "T", "theorem_L", "the theorem's formula", method="paper")
-    depth.set(xlabel="T", ylabel="layers", title=f"Layers that guarantee {TOLERANCE:g}")
+    depth.set(xlabel="T", ylabel="layers", ylim=(5, 3e5), title=f"Layers that guarantee {TOLERANCE:g}")
     steps.axhline(TOLERANCE, color="grey", linestyle=":")
     steps.set(xlabel="layers", ylabel="max |Δ log p|", title="Measured error, T = 200, 400 knots")
     for dtype in ("float64", "float32"):
@@ -126,7 +126,7 @@ def draw(found: list[Row], path: Path) -> None:
     horizon.set(xlabel="T", ylabel="max |Δ log p|", title="log_depth, measured, ridge 1")
     condition.set(xlabel="condition number bound", ylabel="max |Δ log p|", title="log_depth, measured, T = 200")
     for axes in (depth, steps, horizon, condition):
-        axes.legend(loc="center left" if axes is depth else "best")
+        axes.legend(loc="upper left" if axes is depth else "best")
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=130)
 
