@@ -19,7 +19,7 @@ from torch import Tensor
 from icrl.config import ConfigError, EnvironmentConfig, ModelConfig, build_one_of
 from icrl.config.build import build, to_dict
 from icrl.files import atomic_write, canonical_json, json_bytes, make_directory
-from icrl.model import Transformer
+from icrl.model import FactoredBlock, Transformer
 
 WEIGHTS = "model.safetensors"
 CONFIG = "model.json"
@@ -84,7 +84,7 @@ def decode(data: bytes, source: object) -> Transformer:
         raise ValueError(f"{source}: format {written}, expected {FORMAT}; it was written by another version of icrl")
     if written != _WITHOUT_SUM or _SUM in config:
         _require_sum(config, weights, source)
-    model = _build(config, source)
+    model = _build(config, weights, source)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if expected != found:
@@ -94,7 +94,7 @@ def decode(data: bytes, source: object) -> Transformer:
             f"{source}: {len(differing)} tensors differ from the model of its config, first {name}: "
             f"got {found.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}"
         )
-    model.to(next(iter(weights.values())).dtype)
+    model.to(next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point()))
     model.load_state_dict(weights)
     return model
 
@@ -116,9 +116,25 @@ def _require_sum(config: Mapping[str, Any], weights: Mapping[str, Tensor], sourc
         )
 
 
-def _build(config: dict[str, Any], source: object) -> Transformer:
+def _build(config: dict[str, Any], weights: dict[str, Tensor], source: object) -> Transformer:
     try:
         settings = build(ModelConfig, config["model"], "model")
-        return Transformer(settings, build_one_of(EnvironmentConfig, config["environment"], "environment"))
+        environment = build_one_of(EnvironmentConfig, config["environment"], "environment")
+        return Transformer(settings, environment, blocks=_factored_blocks(settings, weights))
     except ConfigError as error:
         raise ValueError(f"{source}: its config does not fit this version of icrl: {error}") from error
+
+
+def _factored_blocks(settings: ModelConfig, weights: dict[str, Tensor]) -> list[FactoredBlock] | None:
+    """The layers of a model in factors, whose shapes its weights tell; None when they are not in factors."""
+    if "blocks.0.shapes" not in weights:
+        return None
+    blocks: list[FactoredBlock] = []
+    slot = 0
+    for layer in range(settings.layers):
+        block = FactoredBlock.of_state(
+            weights, f"blocks.{layer}", settings.embed_dim, slot=slot, radius=settings.clip_norm
+        )
+        blocks.append(block)
+        slot += len(block.groups)
+    return blocks

@@ -5,6 +5,7 @@ Shapes: B trajectories, T rounds, A actions, d dim, N tokens, D embed_dim, M hea
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from icrl.attention import KVCache, Slot
 from icrl.config import EnvironmentConfig, ModelConfig
+from icrl.model.factored import FactoredBlock
 from icrl.model.frames import PracticalFrame, TheoryFrame
 from icrl.model.practical import PracticalBlock
 from icrl.model.theory import TheoryBlock
@@ -21,11 +23,19 @@ from icrl.tokens import tokenizer_of
 class Transformer(nn.Module):
     """Alg_theta: logits over the action set for every round, in one causal pass.
 
-    `seed` alone decides the weights; the global random state is left as it was. ValueError when embed_dim cannot hold
-    the theory preset's blocks, or there are no tokens for the environment.
+    `seed` alone decides the weights; the global random state is left as it was. With `blocks` (theory preset) these are
+    the layers, as they are: they may differ in heads, ranks and D', and `config` holds the largest of each. ValueError
+    when embed_dim cannot hold the theory preset's blocks, or there are no tokens for the environment.
     """
 
-    def __init__(self, config: ModelConfig, environment: EnvironmentConfig, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        environment: EnvironmentConfig,
+        *,
+        seed: int = 0,
+        blocks: Sequence[FactoredBlock] | None = None,
+    ) -> None:
         super().__init__()
         self.config, self.environment = config, environment
         self.tokenizer = tokenizer_of(environment, config.tokens)
@@ -34,6 +44,9 @@ class Transformer(nn.Module):
         )
         with torch.random.fork_rng(devices=[]):  # torch's own constructors draw from the global generator
             self.frame = make_frame(config, environment, self.tokenizer)
+            if blocks is not None:
+                self.blocks = nn.ModuleList(blocks)
+                return
             self.blocks = nn.ModuleList(make_block(config, layer) for layer in range(config.layers))
         generator = torch.Generator().manual_seed(seed)
         for part in (self.frame, *self.blocks):
@@ -59,6 +72,16 @@ class Transformer(nn.Module):
         wanted = self.tokenizer.prediction
         return self._run(fields, None, wanted if isinstance(wanted, slice) else wanted[: action.shape[1]])
 
+    @torch.no_grad()
+    def states(self, shown: Tensor, action: Tensor, reward: Tensor) -> Iterator[Tensor]:
+        """The residual stream [B,N,D] before the first layer and after each one, for the arguments of `forward`."""
+        fields = self.tokenizer.encode(self._cast(shown), action, reward.to(self.dtype)).to(self.dtype)
+        h_BND = self.frame.enter(fields, 0)
+        yield h_BND
+        for block in self.blocks:
+            h_BND = block(h_BND, None)
+            yield h_BND
+
     def forward_cached(self, shown: Tensor, previous: tuple[Tensor, Tensor] | None, cache: KVCache) -> Tensor:
         """Logits [B,A] of the next round; `previous` = (action int [B], reward [B]) of the last, None on the first.
 
@@ -82,8 +105,9 @@ class Transformer(nn.Module):
         """An empty cache for this many interactions of a whole horizon; `backend` as `KVCache` has it."""
         heads = self.config.heads
         width = self.config.embed_dim if self.config.preset == "theory" else self.config.embed_dim // heads
+        factored = [slot for block in self.blocks if isinstance(block, FactoredBlock) for slot in block.slots()]
         return KVCache(
-            [Slot(heads, width, width)] * self.config.layers,
+            factored or [Slot(heads, width, width)] * self.config.layers,
             batch,
             self.tokenizer.n_tokens,
             kind=self.config.attention,
@@ -118,7 +142,7 @@ class Transformer(nn.Module):
 
     def operator_norm(self) -> float:
         """|||theta||| of the theory preset: the largest of its layers' norms. ValueError with another preset."""
-        norms = [block.operator_norm() for block in self.blocks if isinstance(block, TheoryBlock)]
+        norms = [block.operator_norm() for block in self.blocks if isinstance(block, TheoryBlock | FactoredBlock)]
         if not norms:
             raise ValueError("operator_norm is defined for model.preset=theory only: LayerNorm has no place in it")
         return max(norms)
