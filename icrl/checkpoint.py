@@ -16,7 +16,7 @@ import torch
 from icrl.config import ConfigError, EnvironmentConfig, ModelConfig, build_one_of
 from icrl.config.build import build, to_dict
 from icrl.files import atomic_write, canonical_json, make_directory, write_json
-from icrl.model import Transformer
+from icrl.model import FactoredBlock, Transformer
 
 WEIGHTS = "model.safetensors"
 CONFIG = "model.json"
@@ -53,7 +53,7 @@ def load(directory: Path) -> Transformer:
         raise ValueError(f"{path}: not a whole safetensors file ({error})") from error
     if "icrl" not in metadata:
         raise ValueError(f"{path}: weights without an icrl config; expected a file written by icrl.checkpoint.save")
-    model = _build(json.loads(metadata["icrl"]), path)
+    model = _build(json.loads(metadata["icrl"]), weights, path)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if expected != found:
@@ -63,18 +63,34 @@ def load(directory: Path) -> Transformer:
             f"{path}: {len(differing)} tensors differ from the model of its config, first {name}: "
             f"got {found.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}"
         )
-    model.to(next(iter(weights.values())).dtype)
+    model.to(next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point()))
     model.load_state_dict(weights)
     return model
 
 
-def _build(config: dict[str, Any], path: Path) -> Transformer:
+def _build(config: dict[str, Any], weights: dict[str, torch.Tensor], path: Path) -> Transformer:
     if config["format"] != FORMAT:
         raise ValueError(
             f"{path}: format {config['format']}, expected {FORMAT}; it was written by another version of icrl"
         )
     try:
         settings = build(ModelConfig, config["model"], "model")
-        return Transformer(settings, build_one_of(EnvironmentConfig, config["environment"], "environment"))
+        environment = build_one_of(EnvironmentConfig, config["environment"], "environment")
+        return Transformer(settings, environment, blocks=_factored_blocks(settings, weights))
     except ConfigError as error:
         raise ValueError(f"{path}: its config does not fit this version of icrl: {error}") from error
+
+
+def _factored_blocks(settings: ModelConfig, weights: dict[str, torch.Tensor]) -> list[FactoredBlock] | None:
+    """The layers of a model in factors, whose shapes its weights tell; None when they are not in factors."""
+    if "blocks.0.shapes" not in weights:
+        return None
+    blocks: list[FactoredBlock] = []
+    slot = 0
+    for layer in range(settings.layers):
+        block = FactoredBlock.of_state(
+            weights, f"blocks.{layer}", settings.embed_dim, slot=slot, radius=settings.clip_norm
+        )
+        blocks.append(block)
+        slot += len(block.groups)
+    return blocks

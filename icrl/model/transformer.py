@@ -5,11 +5,15 @@ Shapes: B trajectories, T rounds, A actions, d dim, N tokens, D embed_dim, M hea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from icrl.attention import KVCache
+from icrl.attention.slots import SlotCache
 from icrl.config import EnvironmentConfig, ModelConfig
+from icrl.model.factored import FactoredBlock
 from icrl.model.frames import PracticalFrame, TheoryFrame
 from icrl.model.practical import PracticalBlock
 from icrl.model.theory import TheoryBlock
@@ -19,11 +23,19 @@ from icrl.tokens import tokenizer_of
 class Transformer(nn.Module):
     """Alg_theta: logits over the action set for every round, in one causal pass.
 
-    `seed` alone decides the weights; the global random state is left as it was. ValueError when embed_dim cannot hold
-    the theory preset's blocks, or there are no tokens for the environment.
+    `seed` alone decides the weights; the global random state is left as it was. With `blocks` (theory preset) the layers
+    are these, as they are: they may differ in heads, ranks and D', and `config` holds the largest of each. ValueError
+    when embed_dim cannot hold the theory preset's blocks, or there are no tokens for the environment.
     """
 
-    def __init__(self, config: ModelConfig, environment: EnvironmentConfig, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        environment: EnvironmentConfig,
+        *,
+        seed: int = 0,
+        blocks: Sequence[FactoredBlock] | None = None,
+    ) -> None:
         super().__init__()
         self.config, self.environment = config, environment
         self.tokenizer = tokenizer_of(environment, config.tokens)
@@ -32,6 +44,9 @@ class Transformer(nn.Module):
         )
         with torch.random.fork_rng(devices=[]):  # torch's own constructors draw from the global generator
             self.frame = make_frame(config, environment, self.tokenizer)
+            if blocks is not None:
+                self.blocks = nn.ModuleList(blocks)
+                return
             self.blocks = nn.ModuleList(make_block(config, layer) for layer in range(config.layers))
         generator = torch.Generator().manual_seed(seed)
         for part in (self.frame, *self.blocks):
@@ -67,6 +82,9 @@ class Transformer(nn.Module):
 
     def new_cache(self, batch: int) -> KVCache:
         """An empty cache for this many interactions of a whole horizon."""
+        slots = [slot for block in self.blocks if isinstance(block, FactoredBlock) for slot in block.slots()]
+        if slots:
+            return SlotCache(slots, batch, self.tokenizer.n_tokens, self.dtype, self.device)
         heads = self.config.heads
         width = self.config.embed_dim if self.config.preset == "theory" else self.config.embed_dim // heads
         shape = (batch, heads, self.tokenizer.n_tokens, width)
@@ -99,7 +117,7 @@ class Transformer(nn.Module):
 
     def operator_norm(self) -> float:
         """|||theta||| of the theory preset: the largest of its layers' norms. ValueError with another preset."""
-        norms = [block.operator_norm() for block in self.blocks if isinstance(block, TheoryBlock)]
+        norms = [block.operator_norm() for block in self.blocks if isinstance(block, TheoryBlock | FactoredBlock)]
         if not norms:
             raise ValueError("operator_norm is defined for model.preset=theory only: LayerNorm has no place in it")
         return max(norms)

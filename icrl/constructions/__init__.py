@@ -1,0 +1,5 @@
+"""The paper's theorems as explicit weights: transformers of the theory preset that run an algorithm.
+
+`form` and `stream` name what a token holds, `layer` collects heads and neurons, `primitives` are the few things heads
+and neurons are used for, and each construction is written in them. Nothing here trains or plays.
+"""

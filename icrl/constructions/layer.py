@@ -1,0 +1,86 @@
+"""One layer under construction: heads and neurons are added one by one, and become a `FactoredBlock`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from icrl.constructions.form import Form, Row
+from icrl.constructions.stream import Stream
+from icrl.model import FactoredBlock, HeadGroup, SparseMap
+
+
+@dataclass(frozen=True)
+class Head:
+    """h_i += sum_j (1/i) relu(<query h_i, key h_j>) sum_k (value h_j)_k into[k]."""
+
+    query: Form
+    key: Form
+    value: Form
+    into: Form
+
+
+class Layer:
+    """Attention, then MLP. `head` and `neurons` add to it; the primitives are written with these two."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self._heads: list[Head] = []
+        self._neurons: list[tuple[Row, Row]] = []
+
+    def head(self, query: Form, key: Form, value: Form, into: Form) -> None:
+        """A head: Q = query [r], K = key [r], V = into' value, both [c].
+
+        Scores add up in the order of the rows: what must cancel exactly comes first.
+        """
+        assert len(query) == len(key), f"query {len(query)}, key {len(key)}"
+        assert len(value) == len(into), f"value {len(value)}, into {len(into)}"
+        self._heads.append(Head(query, key, value, into))
+
+    def neurons(self, read: Form, into: Form) -> None:
+        """Neurons: h += sum_k relu((read h)_k) into[k]."""
+        assert len(read) == len(into), f"read {len(read)}, into {len(into)}"
+        self._neurons += zip(read.rows, into.rows, strict=True)
+
+    def build(self, slot: int, radius: float | None = None) -> FactoredBlock:
+        """The block, in float64; heads of the same shape that share keys stand together."""
+        width = self.stream.width
+        groups: list[HeadGroup] = []
+        project: list[Row] = []
+        write: list[Row] = []
+        for heads in _grouped(self._heads):
+            first = heads[0][0]
+            groups.append(HeadGroup(sum(map(len, heads)), len(heads), len(first.query), len(first.value)))
+            project += [row for sharing in heads for head in sharing for row in head.query.rows]
+            project += [row for sharing in heads for row in sharing[0].key.rows]
+            project += [row for sharing in heads for row in sharing[0].value.rows]
+            write += [row for sharing in heads for head in sharing for row in head.into.rows]
+        return FactoredBlock(
+            tuple(groups),
+            SparseMap(project, width),
+            SparseMap(_transposed(write, width), len(write)),
+            SparseMap([read for read, _ in self._neurons], width),
+            SparseMap(_transposed([into for _, into in self._neurons], width), len(self._neurons)),
+            slot=slot,
+            radius=radius,
+        )
+
+
+def _grouped(heads: list[Head]) -> list[list[list[Head]]]:
+    """Groups of (r, c, heads to a key); in a group, lists of heads with the same key and value."""
+    sharing: dict[tuple[object, ...], list[Head]] = defaultdict(list)
+    for head in heads:
+        sharing[tuple(tuple(row.items()) for row in (*head.key.rows, *head.value.rows)), len(head.key)].append(head)
+    groups: dict[tuple[int, int, int], list[list[Head]]] = defaultdict(list)
+    for same in sharing.values():
+        groups[len(same[0].query), len(same[0].value), len(same)].append(same)
+    return list(groups.values())
+
+
+def _transposed(columns: list[Row], height: int) -> list[dict[int, float]]:
+    """The rows of the matrix with these columns."""
+    rows: list[dict[int, float]] = [{} for _ in range(height)]
+    for place, column in enumerate(columns):
+        for row, x in column.items():
+            rows[row][place] = x
+    return rows
