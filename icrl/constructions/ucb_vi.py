@@ -1,11 +1,11 @@
 """Soft UCB-VI as explicit weights (Thm 12): counts by attention, tables by MLP, value iteration by own-token products.
 
-Tokens are the paper's: s_h and (a_h, r_h) for h = 1..H and an empty token, for every episode k. Every prediction is that
-of `icrl.algorithms.UCBVI` with the same config, up to rounding. Layers, for A <= 4 exactly 2H + 8:
+Tokens are the paper's: s_h and (a_h, r_h) for h = 1..H and an empty token, for every episode k. Every prediction is
+that of `icrl.algorithms.UCBVI` with the same config, up to rounding. Layers, for A <= 4 exactly 2H + 8:
 
     1-2     copy (s_{h-1}, a_{h-1}, r_{h-1}) into the next state token or the empty token
     3-4     N_h(s, a, s'), N_h(s, a) and reward sums of the episodes before, for every step h
-    5       means and bonus: K neurons a table
+    5       means and bonus: K - 1 neurons a table
     ...     for h = H..1: Q_h = min(H, r + b + P V_{h+1}), then V_h = max_a Q_h
     last 3  Q_h(s_t, .) at the step of the token, over the temperature, into the logits
 
@@ -14,6 +14,7 @@ Shapes: S states, A actions, H steps, K episodes, n = (2H + 1) K tokens.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 
@@ -24,7 +25,14 @@ from icrl.config import GridWorldConfig, MDPConfig, TabularMDPConfig, UCBVIConfi
 from icrl.constructions.assemble import assemble
 from icrl.constructions.form import Form
 from icrl.constructions.layer import Layer
-from icrl.constructions.primitives import add, add_product, add_relu, add_scaled_product, multiply_by_index
+from icrl.constructions.primitives import (
+    add,
+    add_product,
+    add_relu,
+    add_scaled_product,
+    multiply_by_index,
+    piecewise_linear,
+)
 from icrl.constructions.stream import Stream
 from icrl.model import Transformer
 
@@ -61,7 +69,7 @@ def mdp_stream(environment: MDPConfig) -> Stream:
         for name in ("visits", "rewards"):
             scratch |= {f"{name}_share_{h}": S * A, f"{name}_{h}": S * A}
         scratch |= {f"follows_share_{h}": follows, f"follows_{h}": follows, f"transition_{h}": follows}
-        scratch |= {f"square_{h}": S * A, f"optimistic_reward_{h}": S * A, f"backup_{h}": S * A if h < H else 0}
+        scratch |= {f"optimistic_reward_{h}": S * A, f"backup_{h}": S * A if h < H else 0}
         scratch |= {f"value_{h}": S * A, f"rounds_{h}": sum(_rounds(A)) * S, f"best_{h}": S}
     scratch |= {"asked": H * A, "chosen_share": A}
     fields = {"action": A, "reward": 1, "state": S}
@@ -141,11 +149,8 @@ class _Writer:
     def _count(self) -> Layer:
         """Shares 1/i of N_h(s, a), of its rewards and of N_h(s, a, s'), over the episodes before that of token i."""
         layer, s = Layer(self.stream), self.stream
-        states, actions, reward = (
-            s["previous"][: self.S],
-            s["previous"][self.S : self.S + self.A],
-            s["previous"][self.S + self.A :],
-        )
+        previous = s["previous"]
+        states, actions, reward = previous[: self.S], previous[self.S : self.S + self.A], previous[self.S + self.A :]
         for h in range(1, self.H + 1):
             for state in range(self.S):
                 for action in range(self.A):
@@ -181,33 +186,30 @@ class _Writer:
             layer.head(Form.cat(miss * s["asks"], one, s["episode"]), own, value, -sign * into)
 
     def _tables(self) -> Layer:
-        """P_h(s' | s, a), and r_h(s, a) + b_h(s, a): y -> x / y and b(y) at y = N, a neuron for each y.
+        """P_h(s' | s, a), and r_h(s, a) + b_h(s, a): x -> x / N and b(N), two neurons for each N they share.
 
-        relu(x - K (N - y)^2) is x at N = y and 0 elsewhere, for 0 <= x < K; N^2 is an own-token product.
+        x 1{N <= y} = relu(x + C (y - N)) - relu(C (y - N)) for 0 <= x <= N and C >= y + 1, and x / N is their sum over
+        y with weights 1 / y - 1 / (y + 1), the last 1 / y. The paper's tables of (N - y)^2 need squares by attention
+        (their gate K^2: erratum E5), and large numbers that cancel cost them a digit in float32.
         """
         layer, s = Layer(self.stream), self.stream
-        K = float(self.K)
+        most = self.K - 1
         for h in range(1, self.H + 1):
             for state in range(self.S):
                 for action in range(self.A):
-                    visits, square = (self._pair(f"{name}_{h}", state, action) for name in ("visits", "square"))
-                    add_product(layer, visits, visits, square, bound=(K - 1) ** 2, positive=True)
-                    rewards, reward = (
-                        self._pair(f"{name}_{h}", state, action) for name in ("rewards", "optimistic_reward")
-                    )
-                    for y in range(self.K):
-                        apart = square - (2.0 * y) * visits + float(y * y) * s.one
-                        layer.neurons(s.one - apart, self.bonus[y] * reward)
-                        if y == 0:
-                            continue  # nothing seen, nothing to share out
-                        layer.neurons(rewards - K * apart, (1 / y) * reward)
-                        if h < self.H:
-                            for follows, share in zip(
-                                self._row(f"follows_{h}", state, action),
-                                self._row(f"transition_{h}", state, action),
-                                strict=True,
-                            ):
-                                layer.neurons(follows - K * apart, (1 / y) * share)
+                    visits = self._pair(f"visits_{h}", state, action)
+                    reward = self._pair(f"optimistic_reward_{h}", state, action)
+                    tables = [(self._pair(f"rewards_{h}", state, action), reward)]
+                    if h < self.H:
+                        follows = self._row(f"follows_{h}", state, action)
+                        tables += zip(follows, self._row(f"transition_{h}", state, action), strict=True)
+                    for y in range(1, most + 1):
+                        weight = 1 / y - (1 / (y + 1) if y < most else 0.0)
+                        room = (y + 1.0) * (float(y) * s.one - visits)
+                        for total, mean in tables:
+                            layer.neurons(total + room, weight * mean)
+                        layer.neurons(room, -weight * functools.reduce(Form.__add__, (mean for _, mean in tables)))
+                    piecewise_linear(layer, visits, range(self.K), self.bonus[: self.K], reward)
         return layer
 
     def _backup(self, h: int) -> Layer:
