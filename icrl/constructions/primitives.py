@@ -74,6 +74,11 @@ def add_scaled_product(
         layer.head(Form.cat(-constant * s.index, s.one, sign * x), key, value, sign * into)
 
 
+def add_relu(layer: Layer, x: Form, into: Form, *, bound: float, gate: float | None = None) -> None:
+    """h_i += relu(x h_i), x one form, by attention: the positive head of a product with 1. `bound`: the largest x h_j."""
+    add_product(layer, x, layer.stream.one, into, bound=bound, gate=gate, positive=True)
+
+
 def add_mean(layer: Layer, x: Form, y: Form, value: Form, into: Form, *, positive: bool = False) -> None:
     """h_i += (1/i) sum_{j <= i} <x h_i, y h_j> value h_j: two heads; with positive scores one."""
     for sign in (1.0,) if positive else (1.0, -1.0):
