@@ -6,5 +6,6 @@ and neurons are used for, and each construction is written in them. Nothing here
 
 from icrl.constructions.assemble import Construction, Report
 from icrl.constructions.soft_linucb import Method, linucb
+from icrl.constructions.soft_ucb_vi import ucb_vi
 
-__all__ = ["Construction", "Method", "Report", "linucb"]
+__all__ = ["Construction", "Method", "Report", "linucb", "ucb_vi"]
