@@ -5,16 +5,19 @@ Shapes: B trajectories, T rounds, A actions, d dim.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 import icrl.envs
 from eval import reduced
 from eval.regret import Estimate, estimate
-from icrl.config import Config
+from icrl.config import Config, GridWorldConfig, TabularMDPConfig
 from icrl.experts import LabelDivergence, labels
 from icrl.loss import log_loss
 from icrl.model import Transformer
@@ -68,12 +71,11 @@ def evaluate(config: Config, model: Transformer, source: Source, *, batch: int |
     for start in range(0, n, size):
         indices = np.arange(start, min(start + size, n), dtype=np.int64)
         rows = {"index": indices} | source.rows(slice(start, start + len(indices)))
-        action_sets = icrl.envs.action_sets(model.environment, source.recipe["seed"], split, indices)
-        action, action_set, reward, label = (
+        action, shown, reward, label = (
             torch.from_numpy(values).to(model.device)
-            for values in (rows["action"], action_sets, rows["reward"], labels(config, rows, split))
+            for values in (rows["action"], _shown(config, source, rows), rows["reward"], labels(config, rows, split))
         )
-        logits = model(action_set, action.long(), reward)
+        logits = model(shown, action.long(), reward)
         losses[start : start + len(indices)] = log_loss(logits, label).double().cpu().numpy()
         agreed += int((logits.argmax(-1) == label).sum())
         if start < reduced.MOST:
@@ -83,6 +85,14 @@ def evaluate(config: Config, model: Transformer, source: Source, *, batch: int |
     distance = reduced.distance(config, rows, split, torch.cat(first)[:few].numpy())
     approximation = reduced.approximation(config, rows, split)
     return Imitation(n, estimate(losses.mean(axis=1)), estimate(losses), agreed / losses.size, distance, approximation)
+
+
+def _shown(config: Config, source: Source, rows: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """What the environments show: the states of an MDP, else the action sets."""
+    if isinstance(config.environment, TabularMDPConfig | GridWorldConfig):
+        return rows["state"]
+    split = Split[source.split.upper()]
+    return icrl.envs.action_sets(config.environment, source.recipe["seed"], split, rows["index"])
 
 
 def _batch_size(model: Transformer) -> int:

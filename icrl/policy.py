@@ -14,7 +14,8 @@ from torch import Tensor
 
 from icrl.algorithms import Algorithm, Draws, choose, largest
 from icrl.attention import KVCache
-from icrl.envs import BanditBatch, Batch
+from icrl.config import EnvironmentConfig, GridWorldConfig, TabularMDPConfig
+from icrl.envs import BanditBatch, Batch, MDPBatch, Observation
 from icrl.model import Transformer
 
 
@@ -42,16 +43,17 @@ class TransformerPolicy(Algorithm):
     @torch.inference_mode()
     def reset(self, environments: Batch) -> None:
         """Start B fresh interactions."""
-        assert isinstance(environments, BanditBatch)
-        batch, n_actions, dim = environments.action_set.shape
         expected = self.model.environment
-        if (n_actions, dim) != (expected.n_actions, expected.dim):
-            raise ValueError(
-                f"environments of {n_actions} actions in dimension {dim}: the model {self.name!r} expects "
-                f"{expected.n_actions} actions in dimension {expected.dim}"
-            )
+        got, wanted = _sizes_of(environments), _sizes(expected)
+        if got != wanted:
+            raise ValueError(f"environments of {got}: the model {self.name!r} expects {wanted}")
+        batch = len(environments.index)
         device = self.model.device
-        self._action_set = torch.from_numpy(environments.action_set).to(device, self.model.dtype)
+        self._states_change = not isinstance(environments, BanditBatch)
+        if isinstance(environments, BanditBatch):
+            self._shown = torch.from_numpy(environments.action_set).to(device, self.model.dtype)
+        else:
+            self._shown = torch.zeros(batch, expected.horizon, dtype=torch.int64, device=device)
         self._actions = torch.zeros(batch, expected.horizon, dtype=torch.int64, device=device)
         self._rewards = torch.zeros(batch, expected.horizon, dtype=self.model.dtype, device=device)
         self._round = 0
@@ -60,6 +62,13 @@ class TransformerPolicy(Algorithm):
             self._cache.reset()
         elif self._use_cache:
             self._cache = self.model.new_cache(batch)
+
+    @torch.inference_mode()
+    def observe(self, observation: Observation) -> None:
+        """See s_t, int [B], of an MDP."""
+        if self._states_change:
+            assert observation is not None
+            self._shown[:, self._round] = torch.from_numpy(observation.astype(np.int64))
 
     @torch.inference_mode()
     def probabilities(self) -> npt.NDArray[np.float64]:
@@ -90,8 +99,33 @@ class TransformerPolicy(Algorithm):
         seen = self._round
         if self._cache is None:
             # the action and reward of this round are placeholders: no prediction up to this round sees them
-            prefix = self.model(self._action_set, self._actions[:, : seen + 1], self._rewards[:, : seen + 1])
+            shown = self._shown[:, : seen + 1] if self._states_change else self._shown
+            prefix = self.model(shown, self._actions[:, : seen + 1], self._rewards[:, : seen + 1])
             logits: Tensor = prefix[:, -1]
             return logits
+        shown = self._shown[:, seen] if self._states_change else self._shown
         previous = (self._actions[:, seen - 1], self._rewards[:, seen - 1]) if seen else None
-        return self.model.forward_cached(self._action_set, previous, self._cache)
+        return self.model.forward_cached(shown, previous, self._cache)
+
+
+def _sizes_of(environments: Batch) -> str:
+    """What must agree with the model's environment, in words."""
+    if isinstance(environments, BanditBatch):
+        return _bandit(*environments.action_set.shape[1:])
+    assert isinstance(environments, MDPBatch)
+    _, steps, states, actions = environments.optimal_values.shape
+    return _mdp(states, actions, steps)
+
+
+def _sizes(environment: EnvironmentConfig) -> str:
+    if isinstance(environment, TabularMDPConfig | GridWorldConfig):
+        return _mdp(environment.n_states, environment.n_actions, environment.episode_length)
+    return _bandit(environment.n_actions, environment.dim)
+
+
+def _mdp(states: int, actions: int, steps: int) -> str:
+    return f"{states} states, {actions} actions and {steps} steps an episode"
+
+
+def _bandit(actions: int, dim: int) -> str:
+    return f"{actions} actions in dimension {dim}"

@@ -72,9 +72,9 @@ class LossModule(nn.Module):
         super().__init__()
         self.transformer = transformer
 
-    def forward(self, action_set: Tensor, action: Tensor, reward: Tensor, label: Tensor) -> Tensor:
-        """Scalar mean over action_set [B,A,d], action [B,T], reward [B,T] and label [B,T]."""
-        return log_loss(self.transformer(action_set, action, reward), label).mean()
+    def forward(self, shown: Tensor, action: Tensor, reward: Tensor, label: Tensor) -> Tensor:
+        """Scalar mean over action set [B,A,d] or states [B,T], action [B,T], reward [B,T] and label [B,T]."""
+        return log_loss(self.transformer(shown, action, reward), label).mean()
 
 
 def open_dataset(config: Config) -> dict[str, Source]:
@@ -194,7 +194,7 @@ class _Trainer:
     def _tensors(self, batch: Batch, split: Split) -> tuple[Tensor, ...]:
         device = self.engine.device
         return (
-            torch.from_numpy(np.array(batch["action_set"])).to(device),
+            torch.from_numpy(np.array(batch["state"] if "state" in batch else batch["action_set"])).to(device),
             torch.from_numpy(batch["action"].astype(np.int64)).to(device),
             torch.from_numpy(np.array(batch["reward"])).to(device),
             torch.from_numpy(labels(self.config, batch, split)).to(device),

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from icrl.config import BanditConfig, ModelConfig
+from icrl.config import EnvironmentConfig, ModelConfig
 from icrl.model.initial import normal
 from icrl.model.theory import clip
 from icrl.tokens import TheoryLayout, Tokenizer
@@ -19,7 +19,7 @@ from icrl.tokens import TheoryLayout, Tokenizer
 class PracticalFrame(nn.Module):
     """Into and out of the residual stream: linear embedding, learned positions, final norm, linear read-out."""
 
-    def __init__(self, config: ModelConfig, environment: BanditConfig, tokenizer: Tokenizer) -> None:
+    def __init__(self, config: ModelConfig, environment: EnvironmentConfig, tokenizer: Tokenizer) -> None:
         super().__init__()
         self.embedding = nn.Linear(tokenizer.width, config.embed_dim)
         self.position = nn.Parameter(torch.empty(tokenizer.n_tokens, config.embed_dim))
@@ -47,9 +47,9 @@ class PracticalFrame(nn.Module):
 class TheoryFrame(nn.Module):
     """Fixed token blocks in, the logit block out: no parameters. ValueError when embed_dim cannot hold the blocks."""
 
-    def __init__(self, config: ModelConfig, environment: BanditConfig, tokenizer: Tokenizer) -> None:
+    def __init__(self, config: ModelConfig, environment: EnvironmentConfig, tokenizer: Tokenizer) -> None:
         super().__init__()
-        self.layout = TheoryLayout(environment, tokenizer, config.embed_dim)
+        self.layout = TheoryLayout(tokenizer, environment.n_actions, config.embed_dim)
         self.radius = config.clip_norm
 
     def reset(self, generator: torch.Generator) -> None:

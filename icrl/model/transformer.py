@@ -14,7 +14,7 @@ from icrl.config import EnvironmentConfig, ModelConfig
 from icrl.model.frames import PracticalFrame, TheoryFrame
 from icrl.model.practical import PracticalBlock
 from icrl.model.theory import TheoryBlock
-from icrl.tokens import Tokenizer, require_readable
+from icrl.tokens import tokenizer_of
 
 
 class Transformer(nn.Module):
@@ -26,16 +26,15 @@ class Transformer(nn.Module):
 
     def __init__(self, config: ModelConfig, environment: EnvironmentConfig, *, seed: int = 0) -> None:
         super().__init__()
-        readable = require_readable(environment)
-        self.config, self.environment = config, readable
-        self.tokenizer = Tokenizer(readable, config.tokens)
+        self.config, self.environment = config, environment
+        self.tokenizer = tokenizer_of(environment, config.tokens)
         self.recompute = False
         """Keep only each layer's input for the backward pass and compute the rest of it again."""
         make_frame, make_block = (
             (TheoryFrame, TheoryBlock) if config.preset == "theory" else (PracticalFrame, PracticalBlock)
         )
         with torch.random.fork_rng(devices=[]):  # torch's own constructors draw from the global generator
-            self.frame = make_frame(config, readable, self.tokenizer)
+            self.frame = make_frame(config, environment, self.tokenizer)
             self.blocks = nn.ModuleList(make_block(config, layer) for layer in range(config.layers))
         generator = torch.Generator().manual_seed(seed)
         for part in (self.frame, *self.blocks):
@@ -51,20 +50,22 @@ class Transformer(nn.Module):
         """Of the parameters."""
         return next(self.parameters()).device
 
-    def forward(self, action_set: Tensor, action: Tensor, reward: Tensor) -> Tensor:
-        """Logits [B,T,A] of every round from action_set [B,A,d], action int [B,T] and reward [B,T].
+    def forward(self, shown: Tensor, action: Tensor, reward: Tensor) -> Tensor:
+        """Logits [B,T,A] of every round from action int [B,T], reward [B,T] and what the environment shows.
 
-        Row t depends on the action set and on rounds before t only, bit for bit. ValueError when T exceeds the horizon.
+        shown: the action set [B,A,d] of a bandit, the states int [B,T] of an MDP. Row t depends on the action set, the
+        states up to s_t and the rounds before t only, bit for bit. ValueError when T exceeds the horizon.
         """
-        fields = self.tokenizer.encode(action_set.to(self.dtype), action, reward)
-        return self._run(fields, None, self.tokenizer.prediction)
+        fields = self.tokenizer.encode(self._cast(shown), action, reward.to(self.dtype)).to(self.dtype)
+        wanted = self.tokenizer.prediction
+        return self._run(fields, None, wanted if isinstance(wanted, slice) else wanted[: action.shape[1]])
 
-    def forward_cached(self, action_set: Tensor, previous: tuple[Tensor, Tensor] | None, cache: KVCache) -> Tensor:
+    def forward_cached(self, shown: Tensor, previous: tuple[Tensor, Tensor] | None, cache: KVCache) -> Tensor:
         """Logits [B,A] of the next round; `previous` = (action int [B], reward [B]) of the last, None on the first.
 
-        ValueError once the horizon is over.
+        shown: the action set [B,A,d] of a bandit, the state int [B] of an MDP. ValueError once the horizon is over.
         """
-        fields = self.tokenizer.step(action_set.to(self.dtype), previous)
+        fields = self.tokenizer.step(self._cast(shown), previous, cache.length).to(self.dtype)
         return self._run(fields, cache, slice(-1, None)).squeeze(1)
 
     def new_cache(self, batch: int) -> KVCache:
@@ -74,7 +75,7 @@ class Transformer(nn.Module):
         shape = (batch, heads, self.tokenizer.n_tokens, width)
         return KVCache(self.config.layers, shape, self.dtype, self.device)
 
-    def _run(self, fields_BNw: Tensor, cache: KVCache | None, wanted: slice) -> Tensor:
+    def _run(self, fields_BNw: Tensor, cache: KVCache | None, wanted: slice | Tensor) -> Tensor:
         first = cache.length if cache is not None else 0
         stop = first + fields_BNw.shape[1]
         if stop > self.tokenizer.n_tokens:
@@ -90,6 +91,10 @@ class Transformer(nn.Module):
             cache.advance(fields_BNw.shape[1])
         logits: Tensor = self.frame.leave(h_BND[:, wanted])
         return logits
+
+    def _cast(self, shown: Tensor) -> Tensor:
+        """Action sets in the parameters' dtype, states as they are."""
+        return shown.to(self.dtype) if shown.is_floating_point() else shown
 
     def num_parameters(self) -> dict[str, int]:
         """Parameters by part: backbone (layers and final norm), embedding, position, read_out; and the total."""

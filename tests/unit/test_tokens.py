@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from icrl.config import LinearBanditConfig, ModelConfig
 from icrl.model import Transformer
-from icrl.tokens import TheoryLayout, Tokenizer, required_width
+from icrl.tokens import TheoryLayout, required_width, tokenizer_of
 
 KINDS = ["paper", "onehot", "merged"]
 SMALL = LinearBanditConfig(dim=2, n_actions=3, horizon=2)
@@ -17,7 +17,7 @@ REWARD = torch.tensor([[0.5, -1.0]])
 
 
 def encoded(kind):
-    return Tokenizer(SMALL, kind).encode(ACTION_SET, ACTION, REWARD)[0].tolist()
+    return tokenizer_of(SMALL, kind).encode(ACTION_SET, ACTION, REWARD)[0].tolist()
 
 
 def test_paper_tokens_are_the_blocks_a_and_b():
@@ -37,8 +37,8 @@ def test_merged_tokens_tell_the_previous_round():
 
 
 def test_theory_layout_holds_blocks_and_positions():
-    tokenizer = Tokenizer(SMALL, "paper")
-    layout = TheoryLayout(SMALL, tokenizer, 17)
+    tokenizer = tokenizer_of(SMALL, "paper")
+    layout = TheoryLayout(tokenizer, 3, 17)
     tokens = layout.place(tokenizer.encode(ACTION_SET, ACTION, REWARD), 0)[0]
     assert tokens[2].tolist() == [0, 0, 0, 1, 2, 3, 4, 5, 6] + [0] * 5 + [3, 9, 1]
     assert (layout.logits, layout.scratch, layout.position) == (slice(9, 12), slice(12, 14), slice(14, 17))
@@ -53,12 +53,12 @@ def test_theory_layout_holds_blocks_and_positions():
 )
 @settings(max_examples=40, deadline=None)
 def test_round_by_round_gives_the_same_bits(kind, dim, n_actions, horizon, seed):
-    tokenizer = Tokenizer(LinearBanditConfig(dim=dim, n_actions=n_actions, horizon=horizon), kind)
+    tokenizer = tokenizer_of(LinearBanditConfig(dim=dim, n_actions=n_actions, horizon=horizon), kind)
     generator = torch.Generator().manual_seed(seed)
     action_set = torch.randn(3, n_actions, dim, generator=generator)
     action = torch.randint(0, n_actions, (3, horizon), generator=generator).to(torch.uint8)
     reward = torch.randn(3, horizon, generator=generator)
-    steps = [tokenizer.step(action_set, (action[:, t - 1], reward[:, t - 1]) if t else None) for t in range(horizon)]
+    steps = [tokenizer.step(action_set, (action[:, t - 1], reward[:, t - 1]) if t else None, 0) for t in range(horizon)]
     stepped, whole = torch.cat(steps, 1), tokenizer.encode(action_set, action, reward)
     assert whole.shape == (3, tokenizer.n_tokens, tokenizer.width)
     assert torch.equal(stepped, whole[:, : stepped.shape[1]])
@@ -69,7 +69,7 @@ def test_round_by_round_gives_the_same_bits(kind, dim, n_actions, horizon, seed)
     ("kind", "width"), [("paper", 2 + 1 + 6 + 3 + 3), ("onehot", 6 + 3 + 2 + 6), ("merged", 6 + 3 + 4 + 6)]
 )
 def test_theory_preset_needs_room_for_its_blocks(kind, width):
-    assert required_width(SMALL, kind) == width
+    assert required_width(tokenizer_of(SMALL, kind), 3) == width
     options = {"preset": "theory", "tokens": kind, "layers": 1, "heads": 1, "mlp_dim": 4}
     Transformer(ModelConfig(embed_dim=width, **options), SMALL)
     with pytest.raises(ValueError, match=f"embed_dim = {width - 1}: expected at least {width}"):

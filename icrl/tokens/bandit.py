@@ -1,43 +1,18 @@
-"""Trajectories as tokens: the three layouts, which token predicts which round, and the theory preset's blocks.
+"""Bandit trajectories as tokens: the three layouts, and which token predicts which round.
 
-Shapes: B trajectories, T rounds, A actions, d dim, N tokens, w width of the raw fields, D embed_dim.
-The token that predicts round t sees D_{t-1} and the action set, nothing of round t itself: action and reward of round t
-enter with a later token. Encoding round by round gives the same bits as encoding the whole trajectory.
+Shapes: B trajectories, T rounds, A actions, d dim, N tokens, w width of the raw fields.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from icrl.config import BanditConfig, EnvironmentConfig, GridWorldConfig, LinearBanditConfig, TabularMDPConfig
-
-POSITION_WIDTH = 3
-"""pos_i = (i, i^2, 1)."""
+from icrl.config import BanditConfig
+from icrl.tokens.base import Kind, indices
 
 
-def require_readable(environment: EnvironmentConfig) -> BanditConfig:
-    """The environment, if there are tokens for its trajectories.
-
-    Raises:
-        ValueError: names the kind of environment.
-    """
-    if isinstance(environment, TabularMDPConfig | GridWorldConfig):
-        raise ValueError(
-            f"environment.kind = {environment.kind}: expected a bandit, the transformer has no tokens for states yet; "
-            "python -m data_gen makes the dataset without it"
-        )
-    if isinstance(environment, LinearBanditConfig) and environment.action_set == "fresh":
-        raise ValueError(
-            "environment.action_set = fresh: expected fixed, the transformer reads one action set a trajectory; "
-            "python -m data_gen makes the dataset without it"
-        )
-    return environment
-
-
-def fields_width(environment: BanditConfig, tokens: Literal["paper", "onehot", "merged"]) -> int:
+def fields_width(environment: BanditConfig, tokens: Kind) -> int:
     """w, the width of a token's raw fields."""
     dim, n_actions = environment.dim, environment.n_actions
     match tokens:
@@ -49,12 +24,7 @@ def fields_width(environment: BanditConfig, tokens: Literal["paper", "onehot", "
             return n_actions * dim + n_actions + dim + 2
 
 
-def required_width(environment: BanditConfig, tokens: Literal["paper", "onehot", "merged"]) -> int:
-    """Smallest embed_dim that holds the theory preset's blocks: raw fields, A outputs, 3 positions."""
-    return fields_width(environment, tokens) + environment.n_actions + POSITION_WIDTH
-
-
-class Tokenizer:
+class BanditTokenizer:
     """One layout of a trajectory.
 
     paper: h_{2t-1} = [0_{d+1} | a_1; ...; a_A], h_{2t} = [a_t; r_t | 0_{Ad}] (section 2.1 of the theory).
@@ -62,12 +32,13 @@ class Tokenizer:
     merged: h_t = [a_1; ...; a_A | one-hot a_{t-1} | a_{t-1} | r_{t-1} | 1 at t = 1].
     """
 
-    def __init__(self, environment: BanditConfig, kind: Literal["paper", "onehot", "merged"]) -> None:
-        self.kind: Literal["paper", "onehot", "merged"] = kind
+    def __init__(self, environment: BanditConfig, kind: Kind) -> None:
+        self.kind: Kind = kind
         self.dim, self.n_actions, self.horizon = environment.dim, environment.n_actions, environment.horizon
         self.tokens_per_round = 1 if kind == "merged" else 2
         self.width = fields_width(environment, kind)
         self.n_tokens = self.horizon * self.tokens_per_round
+        self.position_width = 3
 
     @property
     def prediction(self) -> slice:
@@ -83,7 +54,7 @@ class Tokenizer:
         asked = self._start(action_set).expand(-1, action.shape[1], -1)
         return torch.stack([asked, self._played(action_set, action, reward)], dim=2).flatten(1, 2)
 
-    def step(self, action_set: Tensor, previous: tuple[Tensor, Tensor] | None) -> Tensor:
+    def step(self, action_set: Tensor, previous: tuple[Tensor, Tensor] | None, first: int) -> Tensor:
         """The tokens [B,n,w] that round t adds up to its prediction; `previous` = (action [B], reward [B]) of t - 1."""
         if previous is None:
             return self._start(action_set)
@@ -120,30 +91,7 @@ class Tokenizer:
         """Features [B,n,d] of the actions [B,n]."""
         return action_set.gather(1, index.unsqueeze(-1).expand(-1, -1, self.dim))
 
-
-class TheoryLayout:
-    """Blocks [raw fields w | logits A | scratch | pos 3] of a token of width D = embed_dim.
-
-    With `paper` tokens these are the blocks a | b | c | d of the constructions. ValueError when D cannot hold them.
-    """
-
-    def __init__(self, environment: BanditConfig, tokenizer: Tokenizer, embed_dim: int) -> None:
-        needed = required_width(environment, tokenizer.kind)
-        if embed_dim < needed:
-            raise ValueError(
-                f"model.embed_dim = {embed_dim}: expected at least {needed} for preset theory, {tokenizer.kind} tokens "
-                f"of {environment.n_actions} actions in dimension {environment.dim}; set model.embed_dim={needed}"
-            )
-        self.embed_dim = embed_dim
-        self.logits = slice(tokenizer.width, tokenizer.width + environment.n_actions)
-        self.scratch = slice(self.logits.stop, embed_dim - POSITION_WIDTH)
-        self.position = slice(embed_dim - POSITION_WIDTH, embed_dim)
-
-    def place(self, fields: Tensor, first: int) -> Tensor:
-        """Tokens [B,n,D] of raw fields [B,n,w]; `first` tokens came before (i is 1-based)."""
-        batch, n_tokens, width = fields.shape
-        out = fields.new_zeros(batch, n_tokens, self.embed_dim)
-        out[..., :width] = fields
-        index = torch.arange(first + 1, first + n_tokens + 1, device=fields.device).to(fields.dtype)
-        out[..., self.position] = torch.stack([index, index * index, torch.ones_like(index)], dim=-1)
-        return out
+    def position(self, first: int, n_tokens: int, like: Tensor) -> Tensor:
+        """pos_i = (i, i^2, 1) of the tokens after the first `first`, [n_tokens,3]; i is 1-based."""
+        index = indices(first, n_tokens, like)
+        return torch.stack([index, index * index, torch.ones_like(index)], dim=-1)
