@@ -71,6 +71,15 @@ def fsync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def fsync_file(path: Path) -> None:
+    """Make what was written to a file durable, whoever wrote it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def make_directory(directory: Path) -> None:
     """Create a directory and its missing parents, durably."""
     missing = [d for d in (directory, *directory.parents) if not d.exists()]

@@ -1,9 +1,11 @@
-"""`python -m train CONFIG [key=value ...]`: pretrain on a dataset, on local processes, without Ray."""
+"""`python -m train CONFIG [key=value ...]`: pretrain on a dataset, on local processes, without Ray; export weights."""
 
 from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -12,8 +14,16 @@ from icrl import cli
 app = cli.application("Pretrain a transformer on a dataset; the same command resumes.")
 
 
-@app.command(context_settings=cli.LENIENT)
-def main(
+@app.callback(cls=cli.with_default("pretrain"), subcommand_metavar="CONFIG [key=value]... | COMMAND [ARGS]...")
+def commands() -> None:
+    """Pretrain a transformer on a dataset; the same command resumes.
+
+    CONFIG [key=value]... alone is the command pretrain.
+    """
+
+
+@app.command("pretrain", context_settings=cli.LENIENT)
+def pretrain_command(
     config: cli.ConfigPath,
     overrides: cli.Overrides = None,
     dry_run: cli.DryRun = False,
@@ -51,6 +61,22 @@ def main(
             raise typer.Exit(code)
         cli.say(f"trained: {plan.run.path}")
     cli.say(f"next: python -m eval {plan.run.path}")
+
+
+@app.command("export")
+def export_command(
+    run_dir: Annotated[Path, typer.Argument(help="Run directory, trained or in training.", metavar="RUN_DIR")],
+    to: Annotated[str, typer.Option("--to", help="Directory for the model, or s3://bucket/prefix.", metavar="PLACE")],
+    step: Annotated[int | None, typer.Option("--step", help="Of which checkpoint; default: the newest.")] = None,
+) -> None:
+    """Write the weights of a checkpoint as a model that icrl.from_pretrained reads."""
+    with cli.usage_errors():
+        from icrl.run_dir import RunDirectory
+        from train.export import export
+
+        exported = export(RunDirectory.existing(run_dir), to, step)
+    cli.say(f"exported: step {exported} to {to}")
+    cli.say(f"next: icrl.from_pretrained({to!r})")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from types import FrameType
 
 from icrl.cli import FAILED, INTERRUPTED, TERMINATED
 from icrl.config import Config, ConfigError, Loaded, batch_problems
+from icrl.files import require_free
 from icrl.progress import Progress, watching
 from icrl.run_dir import RunDirectory
 
@@ -42,6 +43,8 @@ class TrainPlan:
     parameters: dict[str, int]
     finished: bool
     """The run is trained already."""
+    damaged: str | None = None
+    """Why the weights that the run ended with cannot be used; they are written again from the last checkpoint."""
 
     def describe(self, config: Config) -> str:
         train = config.train
@@ -49,6 +52,7 @@ class TrainPlan:
         counts = ", ".join(f"{part} {count:,}" for part, count in self.parameters.items() if part != "total")
         return "\n".join(
             [
+                *([] if self.damaged is None else [f"written again   {self.damaged}"]),
                 f"run directory   {self.run.path}",
                 f"model           {self.parameters['total']:,} parameters ({counts})",
                 f"batch           {train.global_batch} = {self.workers} workers x {share} trajectories",
@@ -64,11 +68,14 @@ def check(loaded: Loaded, gpus: int | None = None) -> TrainPlan:
 
     Raises:
         ConfigError: the batch does not divide over the workers.
-        ValueError: the run directory is another run's, or the model cannot be built.
+        ValueError: the run directory is another run's, or holds checkpoints of another model, the model cannot be
+            built, or the disk has no room for its checkpoints.
     """
     import torch
 
+    import icrl.checkpoint
     from icrl.model import Transformer
+    from train import checkpoints
 
     config = loaded.config
     gpus = torch.cuda.device_count() if gpus is None else gpus
@@ -79,8 +86,19 @@ def check(loaded: Loaded, gpus: int | None = None) -> TrainPlan:
     with torch.device("meta"):  # counts without memory
         counts = Transformer(config.model, config.environment).num_parameters()
     parameters = {str(part): count for part, count in counts.items()}
-    finished = (run.path / "model.safetensors").exists()  # written once, after the last step
-    return TrainPlan(run, workers, f"{gpus} GPUs" if gpus else "CPU", parameters, finished)
+    checkpoints.require_model(run.checkpoints, config)
+    written, damaged = (run.path / icrl.checkpoint.WEIGHTS).exists(), None  # once, after the last step
+    if written:
+        try:
+            icrl.checkpoint.load(run.path)
+        except ValueError as error:
+            damaged = str(error)
+    else:
+        present = len(list(run.checkpoints.glob("step-*")))
+        more = max(config.train.keep_checkpoints + 1 - present, 1)
+        require_free(run.path, more * checkpoints.bytes_needed(parameters["total"]))
+    finished = written and damaged is None
+    return TrainPlan(run, workers, f"{gpus} GPUs" if gpus else "CPU", parameters, finished, damaged)
 
 
 def worker_count(config: Config, gpus: int) -> int:

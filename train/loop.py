@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ from icrl.run_dir import RunDirectory
 from icrl.source import Source, open_source
 from icrl.streams import Split
 from train import checkpoints
+from train.checkpoint_writer import CheckpointWriter
+from train.checkpoints import CheckpointError
 from train.dataset import Batch, TrajectoryStream, batches_in_order
 from train.engine import BatchPlan, DivergedError, Engine
 from train.schedule import learning_rate
@@ -57,6 +59,8 @@ class _Window:
     loss: float = 0.0
     grad_norm: float = 0.0
     steps: int = 0
+    stalled: float = 0.0
+    """Seconds that checkpoints held up training; of this process alone, not kept."""
     started: float = field(default_factory=time.perf_counter)
 
     def add(self, loss: float, grad_norm: float) -> None:
@@ -93,6 +97,7 @@ def pretrain(config: Config, run: RunDirectory, hooks: Hooks) -> Outcome:
 
     Raises:
         DivergedError: a loss that is not finite; the run's state is then "diverged".
+        CheckpointError: a checkpoint could not be written; the run resumes from the one before.
         ValueError: the dataset or a checkpoint does not fit the config.
     """
     with run.training_lock() if dist.get_rank() == 0 else nullcontext():
@@ -102,6 +107,7 @@ def pretrain(config: Config, run: RunDirectory, hooks: Hooks) -> Outcome:
             return trainer.run()
         except DivergedError as error:
             if trainer.rank == 0:
+                trainer.finish_writing()  # it sets the status too
                 run.set_status("diverged", step=trainer.step, error=str(error))
             raise
         finally:
@@ -131,13 +137,14 @@ class _Trainer:
         self.step = self._resume()
         self.saved = self.step
         self.board = self._open_board() if self.rank == 0 else None
+        self.writer = CheckpointWriter(run, config) if self.rank == 0 else None
 
     def run(self) -> Outcome:
         train = self.config.train
         if self.rank == 0:
             self.run_directory.set_status("training", step=self.step, steps=train.steps, workers=self.world)
         while self.step < train.steps:
-            if self._agree(self.hooks.should_stop()):
+            if self._agree(self.hooks.should_stop() or self._unwritten()):
                 return self._stop()
             result = self.engine.step(self._micro_batches(self.step), learning_rate(train, self.step))
             self.step += 1
@@ -154,8 +161,17 @@ class _Trainer:
 
     def close(self) -> None:
         self.stream.close()
+        self.finish_writing()
         if self.board is not None:
             self.board.close()
+
+    def finish_writing(self) -> None:
+        """Let the checkpoint in flight come to its end, whatever ended training."""
+        try:
+            if self.writer is not None:
+                self.writer.wait()
+        except OSError as error:  # something else is being raised already
+            print(error, flush=True)  # noqa: T201
 
     def _resume(self) -> int:
         """Load the newest whole checkpoint on every rank and return its step."""
@@ -214,6 +230,7 @@ class _Trainer:
                 "train/learning_rate": learning_rate(self.config.train, self.step - 1),
                 "data/epoch": epoch,
                 "perf/trajectories_per_second": window.steps * self.plan.global_batch / seconds,
+                "perf/checkpoint_stall": window.stalled / seconds,
             },
         )
 
@@ -238,25 +255,47 @@ class _Trainer:
         self.hooks.report(self.step, {"step": self.step, "validation_loss": loss})
 
     def _save(self) -> None:
+        """Copy the state to host memory, and leave the rest to the writer once the checkpoint before is written."""
+        began = time.perf_counter()
+        self._settle()
         tensors = self.engine.state()
-        if self.rank == 0:
+        if self.writer is not None:
             window = {"loss": self.window.loss, "grad_norm": self.window.grad_norm, "steps": self.window.steps}
-            progress: dict[str, Any] = {"window": window, "workers": self.world}
-            checkpoints.save(
-                self.run_directory.checkpoints, self.step, tensors, progress, self.config.train.keep_checkpoints
-            )
-            self.run_directory.set_status("training", step=self.step, steps=self.config.train.steps, workers=self.world)
+            self.writer.start(self.step, tensors, {"window": window, "workers": self.world})
         self.saved = self.step
+        self.window.stalled += time.perf_counter() - began
+
+    def _unwritten(self) -> bool:
+        return self.writer is not None and self.writer.failed
+
+    def _settle(self) -> None:
+        """Wait for the checkpoint in flight; what its writer met with is raised on every rank.
+
+        Raises:
+            CheckpointError: on all ranks.
+        """
+        met: list[str | None] = [None]
+        if self.writer is not None:
+            try:
+                self.writer.wait()
+            except OSError as error:
+                met = [str(error)]
+        dist.broadcast_object_list(met, src=0)
+        if met[0] is not None:
+            raise CheckpointError(met[0])
 
     def _stop(self) -> Outcome:
+        self._settle()
         if self.saved != self.step:
             self._save()
+            self._settle()
         if self.rank == 0:
             self.run_directory.set_status("stopped", step=self.step, steps=self.config.train.steps, workers=self.world)
         return "stopped"
 
     def _export(self) -> None:
         """Write the trained weights to the run directory, then its state: from here on it can be evaluated."""
+        self._settle()
         weights = self.engine.weights()
         if self.board is not None:
             self.board.flush()

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from icrl.config import Config
 from train import checkpoints
 
 
 def write(root: Path, step: int, keep: int = 2) -> checkpoints.Checkpoint:
-    return checkpoints.save(root, step, {"weight/x": torch.full((3,), float(step))}, {"window": {}}, keep)
+    tensors = {"weight/x": torch.full((3,), float(step))}
+    return checkpoints.save(root, step, tensors, {"window": {}}, model=checkpoints.described(Config()), keep=keep)
 
 
 def damage(root: Path, step: int) -> None:
