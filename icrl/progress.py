@@ -64,8 +64,9 @@ class Progress:
         now = time.monotonic()
         if now - self._spoke >= _INTERVAL:
             self._spoke = now
-            share = 100 * done / max(self._total, 1)
-            self.say(f"{self._stage}: {share:.0f}% after {now - self._began:.0f} s{', ' + note if note else ''}")
+            share, taken = done / max(self._total, 1), now - self._began
+            left = f", {_duration(taken / share - taken)} left" if share > 0 else ""
+            self.say(f"{self._stage}: {share:.0%} after {_duration(taken)}{left}{', ' + note if note else ''}")
 
     def finish(self, note: str) -> None:
         """End the stage with a line that stays."""
@@ -80,6 +81,13 @@ class Progress:
             self._bars.console.print(line, highlight=False)
         else:
             print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _duration(seconds: float) -> str:
+    """`42 s`, `12 min` or `3.5 h`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from icrl.config import TrainConfig
+from train.batch_plan import BatchPlan
 from train.shards import KINDS, shards_of
 
 SCALER = "scaler/state"
@@ -34,22 +35,6 @@ class DivergedError(RuntimeError):
         super().__init__(message)
         self.own_loss = own_loss
         """Mean loss of this rank's share of the batch."""
-
-
-@dataclass(frozen=True)
-class BatchPlan:
-    """How a global batch is divided: global_batch = workers * accumulation * micro_batch."""
-
-    global_batch: int
-    workers: int
-    micro_batch: int
-    accumulation: int
-
-    @staticmethod
-    def of(train: TrainConfig, workers: int) -> BatchPlan:
-        share = train.global_batch // workers
-        micro = share if train.micro_batch == "auto" else train.micro_batch
-        return BatchPlan(train.global_batch, workers, micro, share // micro)
 
 
 @dataclass(frozen=True)

@@ -215,7 +215,8 @@ def test_bf16_autocast_trains_as_plain_autocast_on_float32_parameters(stage: int
 def test_a_state_of_another_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch.distributed as dist
 
-    from train.engine import BatchPlan, Engine
+    from train.batch_plan import BatchPlan
+    from train.engine import Engine
 
     monkeypatch.setenv("LOCAL_RANK", "0")
     ranks = ranks_module()

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from icrl.config import LinearBanditConfig, ModelConfig, TrainConfig
 from icrl.model import Transformer
-from train.engine import SCALER, BatchPlan, DivergedError, Engine
+from train.batch_plan import BatchPlan
+from train.engine import SCALER, DivergedError, Engine
 from train.loop import LossModule
 
 GLOBAL_BATCH = 16
