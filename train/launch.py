@@ -163,7 +163,7 @@ def is_rank() -> bool:
 
 
 def speaks() -> bool:
-    """Whether this process is the one that talks to the user: the command itself, or the first of a launcher's ranks."""
+    """Whether this process talks to the user: the command itself, or the first of a launcher's ranks."""
     return not is_rank() or (os.environ["RANK"] == "0" and _MEETING_VARIABLE not in os.environ)
 
 
