@@ -1,4 +1,4 @@
-"""A transformer on disk: `model.safetensors` (weights, their config and a sum inside), `model.json` (the config, to read).
+"""A transformer on disk: `model.safetensors` (weights, config and sum inside) and `model.json` (the config, to read).
 
 The weights alone decide what is loaded, and are written last: where they are, everything is. Neither file holds code.
 """
@@ -26,6 +26,7 @@ CONFIG = "model.json"
 FORMAT = 2
 _WITHOUT_SUM = 1
 """The format before, whose weights had no sum; still read."""
+_SUM = "sha256"
 
 
 def save(model: Transformer, directory: Path) -> None:
@@ -56,8 +57,8 @@ def encode(model: Transformer) -> dict[str, bytes]:
         "environment": to_dict(model.environment),
     }
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    text = canonical_json(config).decode()
-    metadata = {"icrl": text, "sha256": _sum(text, weights)}
+    # one entry: safetensors writes several in any order, and the same model is the same bytes
+    metadata = {"icrl": canonical_json({**config, _SUM: _sum(config, weights)}).decode()}
     return {CONFIG: json_bytes(config), WEIGHTS: safetensors.torch.save(weights, metadata)}
 
 
@@ -81,8 +82,8 @@ def decode(data: bytes, source: object) -> Transformer:
         raise ValueError(f"{source}: damaged: its config cannot be read ({error})") from error
     if written not in (FORMAT, _WITHOUT_SUM):
         raise ValueError(f"{source}: format {written}, expected {FORMAT}; it was written by another version of icrl")
-    if written != _WITHOUT_SUM or "sha256" in metadata:
-        _require_sum(metadata, weights, source)
+    if written != _WITHOUT_SUM or _SUM in config:
+        _require_sum(config, weights, source)
     model = _build(config, source)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
@@ -98,17 +99,17 @@ def decode(data: bytes, source: object) -> Transformer:
     return model
 
 
-def _sum(config: str, weights: Mapping[str, Tensor]) -> str:
+def _sum(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
     """The sha256 of the config and of every tensor's name, dtype, shape and bytes."""
-    digest = hashlib.sha256(config.encode())
+    digest = hashlib.sha256(canonical_json({key: value for key, value in config.items() if key != _SUM}))
     for name, tensor in sorted(weights.items()):
         digest.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def _require_sum(metadata: Mapping[str, str], weights: Mapping[str, Tensor], source: object) -> None:
-    if metadata.get("sha256") != _sum(metadata["icrl"], weights):
+def _require_sum(config: Mapping[str, Any], weights: Mapping[str, Tensor], source: object) -> None:
+    if config.get(_SUM) != _sum(config, weights):
         raise ValueError(
             f"{source}: damaged: its weights do not match their sha256; take another copy, or repeat the command that "
             "trained it, which writes them again from the last checkpoint"
