@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from icrl.config import TrainConfig
 from train.batch_plan import BatchPlan
+from train.heartbeat import patience
 from train.shards import KINDS, shards_of
 
 SCALER = "scaler/state"
@@ -58,6 +59,9 @@ class Engine:
         The process group must exist (`torch.distributed.init_process_group`).
         """
         deepspeed = _import_deepspeed(compiler=config.compile)
+        # DeepSpeed would make its own, whose collectives wait for half an hour whatever the world's timeout is
+        timeout, _ = patience(config.collective_timeout_s, dist.get_backend())
+        deepspeed.utils.groups._WORLD_GROUP = dist.new_group(timeout=timeout)
         self._stage, self._half = config.zero_stage, config.precision == "fp16"
         self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         optimizer = torch.optim.AdamW(

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from icrl.files import atomic_write, read_json
@@ -23,8 +24,21 @@ from icrl.files import atomic_write, read_json
 INTERVAL_S = 1.0
 SILENT_S = 5.0
 """Without word for so long, a rank is stopped or gone."""
+_BACKUP_S = 30
+"""Seconds between what ends a hung collective first, and what would end it if that fails."""
 PHASES = ("starting", "reading data", "training", "validating", "saving")
 """In the order of a step."""
+
+
+def patience(seconds: int, backend: str) -> tuple[timedelta, float]:
+    """Timeout of the collectives, and seconds after which a rank's own watch gives up, for `collective_timeout_s`.
+
+    gloo raises an error in the rank that waits, which says more: it goes first. NCCL ends the process: it goes second.
+    """
+    if backend == "nccl":
+        return timedelta(seconds=seconds + _BACKUP_S), seconds
+    return timedelta(seconds=seconds), seconds + _BACKUP_S
+
 
 _COLLECTIVE = re.compile(r"gloo|nccl|timed out|timeout|connection|broken pipe|store", re.IGNORECASE)
 
@@ -75,15 +89,15 @@ def described(beat: Beat, now: float) -> str:
 class Heart(threading.Thread):
     """This rank's thread. `give_up` is called in it, with a message, when the others have waited long enough.
 
-    That is after `patience` seconds in one place, if another rank is silent or behind: for backends whose collectives
+    That is after `seconds` in one place, if another rank is silent or behind: for backends whose collectives
     do not raise by themselves. A phase that takes long on all ranks alike is left alone.
     """
 
     def __init__(
-        self, folder: Path, rank: int, world: int, patience: float, give_up: Callable[[str], None] | None = None
+        self, folder: Path, rank: int, world: int, seconds: float, give_up: Callable[[str], None] | None = None
     ) -> None:
         super().__init__(daemon=True, name="heartbeat")
-        self._folder, self._rank, self._world, self._patience = folder, rank, world, patience
+        self._folder, self._rank, self._world, self._patience = folder, rank, world, seconds
         self._give_up = give_up or _leave
         self._place = (0, PHASES[0], time.time())
         self._done = threading.Event()
@@ -132,7 +146,7 @@ class Heart(threading.Thread):
         if not _COLLECTIVE.search(str(error)):
             return None
         deadline = time.monotonic() + SILENT_S + 2 * INTERVAL_S
-        first = (str(error).splitlines() or [""])[0]
+        first = re.sub(r"^\[\S*\] *", "", (str(error).splitlines() or [""])[0])  # without the place in torch's source
         while (message := self._silent()) is None and time.monotonic() < deadline:
             time.sleep(INTERVAL_S / 2)
         message = message or self.blame(time.time()) or "every rank is alive, none is behind"

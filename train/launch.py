@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from types import FrameType
 
 from icrl.cli import FAILED, INTERRUPTED, TERMINATED
@@ -31,8 +30,6 @@ from train.batch_plan import BatchPlan
 _RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _MEETING_VARIABLE = "ICRL_MEETING"
 """Environment variable with the file through which the ranks of one command find each other."""
-_NCCL_BACKUP_S = 60
-"""Seconds that the ranks' own watch gets before NCCL ends the process without a word about who was missing."""
 _GRACE = 30.0
 """Seconds that the other ranks get to end by themselves once one has failed."""
 
@@ -211,16 +208,14 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
     """The first failure's code, or 0; once a rank fails the others get a little time to end."""
     deadline: float | None = None
     code = 0
-    while any(rank.poll() is None for rank in ranks):
-        failed = [rank.returncode for rank in ranks if rank.returncode not in (None, 0)]
-        if failed and deadline is None:
+    while None in (codes := [rank.poll() for rank in ranks]):
+        if deadline is None and (failed := [found for found in codes if found]):
             code, deadline = failed[0], time.monotonic() + _GRACE
         if deadline is not None and time.monotonic() > deadline:
             for rank in ranks:
                 rank.kill()
         time.sleep(0.05)
-    codes = [rank.returncode for rank in ranks if rank.returncode]
-    code = code or (codes[0] if codes else 0)
+    code = code or next((found for found in codes if found), 0)
     return 128 - code if code < 0 else code
 
 
@@ -236,7 +231,7 @@ def run_rank(loaded: Loaded) -> int:
     import torch.distributed as dist
 
     from train.engine import DivergedError
-    from train.heartbeat import LostRankError
+    from train.heartbeat import LostRankError, patience
     from train.loop import Hooks, pretrain
 
     stop = _StopFlag()
@@ -245,14 +240,14 @@ def run_rank(loaded: Loaded) -> int:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "nccl"
-    patience = loaded.config.train.collective_timeout_s + (_NCCL_BACKUP_S if backend == "nccl" else 0)
+    timeout, _ = patience(loaded.config.train.collective_timeout_s, backend)
     meeting = os.environ.get(_MEETING_VARIABLE)
     dist.init_process_group(
         backend,
         init_method=f"file://{meeting}" if meeting else "env://",
         rank=int(os.environ["RANK"]),
         world_size=int(os.environ["WORLD_SIZE"]),
-        timeout=timedelta(seconds=patience),
+        timeout=timeout,
     )
     first = dist.get_rank() == 0
     try:

@@ -35,15 +35,12 @@ from train.checkpoint_writer import CheckpointWriter
 from train.checkpoints import CheckpointError
 from train.dataset import Batch, TrajectoryStream
 from train.engine import DivergedError, Engine
-from train.heartbeat import Heart
+from train.heartbeat import Heart, patience
 from train.schedule import learning_rate
 from train.validation import BestWeights, EarlyStopping, validation_loss
 from train.window import Window
 
 Outcome = Literal["trained", "stopped"]
-
-_BACKUP_S = 30
-"""Seconds that gloo gets to tell by itself that a collective takes too long."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +111,8 @@ def pretrain(config: Config, run: RunDirectory, hooks: Hooks) -> Outcome:
 
 
 def _heart(config: Config, run: RunDirectory) -> Heart:
-    patience = config.train.collective_timeout_s + (_BACKUP_S if dist.get_backend() == "gloo" else 0)
-    heart = Heart(run.logs / "heartbeats", dist.get_rank(), dist.get_world_size(), patience)
+    _, seconds = patience(config.train.collective_timeout_s, dist.get_backend())
+    heart = Heart(run.logs / "heartbeats", dist.get_rank(), dist.get_world_size(), seconds)
     heart.start()
     return heart
 
