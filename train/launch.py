@@ -125,9 +125,7 @@ def worker_count(config: Config, gpus: int) -> int:
                 "change one of them or use auto"
             )
         if gpus and here > gpus:
-            raise ValueError(
-                f"the launcher started {here} processes on this machine: expected at most {gpus}, its GPUs"
-            )
+            raise ValueError(f"the launcher started {here} processes here: expected at most one per GPU ({gpus})")
         return started
     if asked == "auto":
         return gpus or 2
