@@ -48,7 +48,7 @@ def launch(folder: Path, world: int, *jobs: dict[str, Any]) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={world}", "--rdzv-backend=c10d"]
     command += ["--rdzv-endpoint=127.0.0.1:0", str(SCRIPT), str(folder), json.dumps(jobs)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=480)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -228,3 +228,10 @@ def test_a_state_of_another_model_is_refused(monkeypatch: pytest.MonkeyPatch) ->
             engine.load_state(state, 3)
     finally:
         dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_compiled_model_trains_as_plain_pytorch(tmp_path: Path) -> None:
+    launch(tmp_path, 1, job("compiled", kind="transformer", zero_stage=1, compile=True))
+    expected, _ = train_plainly("transformer")
+    torch.testing.assert_close(steps(tmp_path, "compiled").float(), expected, rtol=2e-6, atol=2e-6)
