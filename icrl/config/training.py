@@ -115,6 +115,13 @@ class TrainConfig(Section):
                 "none with train.zero_stage=0: DeepSpeed offloads what it partitions",
                 "set train.zero_stage=1",
             )
+        if self.zero_stage == 3 and self.compile:
+            yield Problem(
+                "compile",
+                self.compile,
+                "false with train.zero_stage=3: the compiler sees parameters that are not gathered yet",
+                "set train.zero_stage=2",
+            )
         if self.zero_stage == 0 and self.precision == "fp16":
             yield Problem(
                 "precision",

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from benchmarks.recipe import PROJECT, REFERENCE, Result, _overrides, summary, write_csv
 from benchmarks.train import flops_per_trajectory
 from icrl.config import load
+from icrl.tokens import tokenizer_of
 
 
 def result(recipe: str, seed: int, step: int, loss: float, *, last: bool = False) -> Result:
@@ -56,6 +55,6 @@ def test_the_operations_of_a_step_are_those_of_its_matrices_and_attention() -> N
     config = load("configs/paper/exp1.yaml").config
     tokens, width, inner, layers = 400, 32, 128, 8
     block = 4 * width * width + 2 * width * inner
-    frame = flops_per_trajectory(config) / (6 * tokens) - layers * (block + width * tokens)
-    assert frame == pytest.approx(width * (config.environment.n_actions + 1), rel=2), "embedding and read-out"
-    assert frame > 0
+    mixing = tokens * width  # scores and mix: twice half of the keys
+    frame = width * (tokenizer_of(config.environment, config.model.tokens).width + config.environment.n_actions)
+    assert flops_per_trajectory(config) == 6 * tokens * (layers * (block + mixing) + frame)

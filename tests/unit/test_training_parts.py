@@ -54,6 +54,7 @@ def test_cosine_ends_at_the_floor_and_constant_stays() -> None:
     [
         ({"zero_stage": 0, "offload": "optimizer"}, "offload = 'optimizer': expected none with train.zero_stage=0"),
         ({"zero_stage": 0, "precision": "fp16"}, "precision = 'fp16': expected fp32 or bf16 with train.zero_stage=0"),
+        ({"zero_stage": 3, "compile": True}, "compile = True: expected false with train.zero_stage=3"),
         ({"steps": 1000, "schedule": {"kind": "wsd", "decay": 0.9}}, "schedule.decay = 0.9: expected at most the part"),
         ({"collective_timeout_s": 1}, "collective_timeout_s = 1: expected at least 5"),
         ({"early_stopping": {"patience": 0}}, "patience = 0: expected at least 1"),
