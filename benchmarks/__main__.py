@@ -12,7 +12,7 @@ import typer
 
 from icrl import cli
 
-NAMES = ("generation", "mdp", "store", "loader", "decode")
+NAMES = ("generation", "mdp", "store", "loader", "decode", "checkpoint")
 ON_REQUEST = ("sweep", "train", "recipe")
 """Take minutes: only by name."""
 

@@ -34,6 +34,7 @@ from train.batch_plan import BatchPlan
 from train.checkpoint_writer import CheckpointWriter
 from train.checkpoints import CheckpointError
 from train.dataset import Batch, TrajectoryStream
+from train.determinism import use_deterministic_kernels
 from train.engine import DivergedError, Engine
 from train.heartbeat import Heart, patience
 from train.schedule import learning_rate
@@ -85,6 +86,8 @@ def pretrain(config: Config, run: RunDirectory, hooks: Hooks) -> Outcome:
         CheckpointError: a checkpoint could not be written; the run resumes from the one before.
         ValueError: the dataset or a checkpoint does not fit the config.
     """
+    if config.train.deterministic:
+        use_deterministic_kernels()
     with run.training_lock() if dist.get_rank() == 0 else nullcontext():
         heart = _heart(config, run)
         trainer = None

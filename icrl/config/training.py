@@ -62,6 +62,8 @@ class TrainConfig(Section):
     """Torch threads of a worker on CPU; a number of the config, so that sums do not depend on the machine."""
     seed: Seed = 0
     """Seeds the weights and the order of the data."""
+    deterministic: bool = False
+    """On GPUs: only kernels that give the same bits every time, some of them slower. On CPU it is so without it."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """bf16: torch autocast over fp32 parameters; fp16: half-precision parameters with fp32 masters and dynamic loss
     scaling, on GPUs."""
