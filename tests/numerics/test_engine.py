@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 SCRIPT = Path(__file__).parent / "ranks" / "engine.py"
 STAGES = (0, 1, 2, 3)
+Found = Callable[[str, int], Path]
+LOSS_DIVERGES, GRADIENT_DIVERGES = 1000, 1001
 
 
 def ranks_module() -> ModuleType:
@@ -52,34 +55,60 @@ def launch(folder: Path, world: int, *jobs: dict[str, Any]) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "bf16": {"precision": "bf16", "diverges": GRADIENT_DIVERGES},
+    "checkpointed": {"kind": "transformer", "activation_checkpointing": True},
+    "offload": {"offload": "optimizer"},
+    "fp16": {"precision": "fp16", "diverges": GRADIENT_DIVERGES},
+}
+AT_ONCE = {("bf16", 0), ("bf16", 1), ("bf16", 3), ("checkpointed", 1), ("offload", 3), ("fp16", 1)}
+"""Of these options under these stages; the others are for the slow tests."""
+
+
+def optional(option: str, stages: tuple[int, ...] = STAGES) -> list[Any]:
+    """The stages to test an option under."""
+    return [stage if (option, stage) in AT_ONCE else pytest.param(stage, marks=pytest.mark.slow) for stage in stages]
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every run of this file: on two ranks, then one, then two again."""
+    """The runs of this file: on two ranks, then one, then two again."""
     folder = tmp_path_factory.mktemp("engine")
-    loss, gradient = 1000, 1001
-    jobs = []
+    jobs = [job(f"{option}{stage}", zero_stage=stage, **OPTIONS[option]) for option, stage in sorted(AT_ONCE)]
     for stage in STAGES:
-        whole = f"whole{stage}"
-        jobs += [
-            job(whole, zero_stage=stage, diverges=loss),
-            job(f"resumed{stage}", zero_stage=stage, start=4, load=f"{whole}.state0", diverges=gradient),
-            job(f"bf16-{stage}", zero_stage=stage, precision="bf16", diverges=gradient),
-            job(f"checkpointed{stage}", kind="transformer", zero_stage=stage, activation_checkpointing=True),
-        ]
-    for stage in STAGES[1:]:
-        jobs += [
-            job(f"offload{stage}", zero_stage=stage, offload="optimizer"),
-            job(f"fp16-{stage}", zero_stage=stage, precision="fp16", diverges=gradient),
-        ]
+        resumed = {"start": 4, "load": f"whole{stage}.state0", "diverges": GRADIENT_DIVERGES}
+        jobs += [job(f"whole{stage}", zero_stage=stage, diverges=LOSS_DIVERGES)]
+        jobs += [job(f"resumed{stage}", zero_stage=stage, **resumed)]
     jobs += [
         job("undivided", zero_stage=1, accumulation=1),
         job("quarters", zero_stage=2, accumulation=4),
         job("kept", kind="transformer", zero_stage=1),
-        job("fp16-resumed", zero_stage=1, precision="fp16", start=4, load="fp16-1.state0"),
+        job("fp16-resumed", zero_stage=1, precision="fp16", start=4, load="fp161.state0"),
     ]
     launch(folder, 2, *jobs)
     launch(folder, 1, job("one", zero_stage=3, start=4, load="whole1.state0"), job("alone", zero_stage=1))
     launch(folder, 2, job("two", zero_stage=2, start=4, load="alone.state0"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def more_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every option under every stage that has it, but for those at once."""
+    folder = tmp_path_factory.mktemp("engine-options")
+    cases = [(option, stage) for option in OPTIONS for stage in STAGES if (option, stage) not in AT_ONCE]
+    possible = [(option, stage) for option, stage in cases if stage or option in ("bf16", "checkpointed")]
+    launch(folder, 2, *(job(f"{option}{stage}", zero_stage=stage, **OPTIONS[option]) for option, stage in possible))
+    return folder
+
+
+@pytest.fixture
+def found(request: pytest.FixtureRequest) -> Callable[[str, int], Path]:
+    """Where the run of an option under a stage lies."""
+
+    def folder(option: str, stage: int) -> Path:
+        own: Path = request.getfixturevalue("runs" if (option, stage) in AT_ONCE else "more_runs")
+        return own
+
     return folder
 
 
@@ -147,21 +176,31 @@ def test_a_loss_that_is_not_finite_changes_nothing(stage: int, runs: Path) -> No
         assert math.isnan(float(seen["own_loss"])) == (rank == 0), "who had the bad trajectory can be told"
 
 
-@pytest.mark.parametrize("name", ["resumed", "bf16-"])
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_gradient_that_is_not_finite_changes_nothing(stage: int, name: str, runs: Path) -> None:
+def refuses_the_gradient(folder: Path, name: str) -> None:
     for rank in (0, 1):
-        seen = record(runs, f"{name}{stage}", rank)
+        seen = record(folder, name, rank)
         assert seen["diverged"].startswith("the gradient's norm is n")
         assert not seen["changed"]
         assert math.isfinite(float(seen["own_loss"]))
 
 
-@pytest.mark.parametrize("stage", STAGES[1:])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_gradient_that_is_not_finite_changes_nothing(stage: int, runs: Path) -> None:
+    refuses_the_gradient(runs, f"resumed{stage}")
+
+
+@pytest.mark.parametrize("stage", optional("bf16"))
+def test_a_gradient_that_is_not_finite_changes_nothing_in_bf16(stage: int, found: Found) -> None:
+    refuses_the_gradient(found("bf16", stage), f"bf16{stage}")
+
+
+@pytest.mark.parametrize("stage", optional("offload", STAGES[1:]))
 def test_a_host_side_optimiser_trains_as_plain_pytorch(
-    stage: int, runs: Path, plain: tuple[Tensor, dict[str, Tensor]]
+    stage: int, found: Found, plain: tuple[Tensor, dict[str, Tensor]]
 ) -> None:
-    torch.testing.assert_close(steps(runs, f"offload{stage}").float(), plain[0], rtol=2e-6, atol=2e-6)
+    torch.testing.assert_close(
+        steps(found("offload", stage), f"offload{stage}").float(), plain[0], rtol=2e-6, atol=2e-6
+    )
 
 
 @pytest.mark.parametrize("name", ["undivided", "quarters"])
@@ -169,10 +208,11 @@ def test_accumulation_changes_rounding_alone(name: str, runs: Path, plain: tuple
     torch.testing.assert_close(steps(runs, name).float(), plain[0], rtol=2e-6, atol=2e-6)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_activation_checkpointing_trains_as_plain_pytorch(stage: int, runs: Path) -> None:
+@pytest.mark.parametrize("stage", optional("checkpointed"))
+def test_activation_checkpointing_trains_as_plain_pytorch(stage: int, found: Found) -> None:
     expected, _ = train_plainly("transformer")
-    torch.testing.assert_close(steps(runs, f"checkpointed{stage}").float(), expected, rtol=2e-6, atol=2e-6)
+    seen = steps(found("checkpointed", stage), f"checkpointed{stage}").float()
+    torch.testing.assert_close(seen, expected, rtol=2e-6, atol=2e-6)
 
 
 def test_activation_checkpointing_changes_no_bit(runs: Path) -> None:
@@ -180,21 +220,22 @@ def test_activation_checkpointing_changes_no_bit(runs: Path) -> None:
     assert equal(torch.load(runs / "checkpointed1.final0"), torch.load(runs / "kept.final0"))
 
 
-@pytest.mark.parametrize("stage", STAGES[1:])
+@pytest.mark.parametrize("stage", optional("fp16", STAGES[1:]))
 def test_fp16_keeps_masters_and_skips_what_overflows(
-    stage: int, runs: Path, plain: tuple[Tensor, dict[str, Tensor]]
+    stage: int, found: Found, plain: tuple[Tensor, dict[str, Tensor]]
 ) -> None:
+    folder = found("fp16", stage)
     # DeepSpeed's half-precision path on the CPU's half arithmetic: 11 bits against 24
-    torch.testing.assert_close(steps(runs, f"fp16-{stage}").float(), plain[0], rtol=2e-3, atol=2e-3)
-    seen = record(runs, f"fp16-{stage}")
+    torch.testing.assert_close(steps(folder, f"fp16{stage}").float(), plain[0], rtol=2e-3, atol=2e-3)
+    seen = record(folder, f"fp16{stage}")
     assert (seen["skipped"], seen["diverged"], seen["changed"]) == (1, "", [])
-    weight = torch.load(runs / f"fp16-{stage}.final0")["weight/first.weight"]
+    weight = torch.load(folder / f"fp16{stage}.final0")["weight/first.weight"]
     assert not torch.equal(weight, weight.half().float()), "masters are float32, not rounded"
 
 
 def test_a_resumed_fp16_run_is_the_same_bit_for_bit(runs: Path) -> None:
-    assert torch.equal(steps(runs, "fp16-resumed"), steps(runs, "fp16-1")[4:])
-    assert equal(torch.load(runs / "fp16-resumed.final0"), torch.load(runs / "fp16-1.final0"))
+    assert torch.equal(steps(runs, "fp16-resumed"), steps(runs, "fp161")[4:])
+    assert equal(torch.load(runs / "fp16-resumed.final0"), torch.load(runs / "fp161.final0"))
 
 
 def test_a_state_goes_on_under_another_stage_and_world_size(runs: Path) -> None:
@@ -203,12 +244,13 @@ def test_a_state_goes_on_under_another_stage_and_world_size(runs: Path) -> None:
     torch.testing.assert_close(steps(runs, "two"), expected, rtol=2e-6, atol=2e-6)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_bf16_autocast_trains_as_plain_autocast_on_float32_parameters(stage: int, runs: Path) -> None:
+@pytest.mark.parametrize("stage", optional("bf16"))
+def test_bf16_autocast_trains_as_plain_autocast_on_float32_parameters(stage: int, found: Found) -> None:
+    folder = found("bf16", stage)
     expected, _ = train_plainly("mlp", "bf16")
     # stages 1 to 3 also send the gradients of linear maps in bf16: 8 bits
-    torch.testing.assert_close(steps(runs, f"bf16-{stage}").float(), expected, rtol=2e-3, atol=2e-3)
-    weight = torch.load(runs / f"bf16-{stage}.final0")["weight/first.weight"]
+    torch.testing.assert_close(steps(folder, f"bf16{stage}").float(), expected, rtol=2e-3, atol=2e-3)
+    weight = torch.load(folder / f"bf16{stage}.final0")["weight/first.weight"]
     assert not torch.equal(weight, weight.bfloat16().float()), "parameters are float32, not rounded"
 
 
