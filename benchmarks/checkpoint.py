@@ -22,8 +22,9 @@ from icrl.config import Config, LinearBanditConfig, load
 from icrl.model import Transformer
 from icrl.run_dir import RunDirectory
 from train import checkpoints
+from train.batch_plan import BatchPlan
 from train.checkpoint_writer import CheckpointWriter
-from train.engine import BatchPlan, Engine
+from train.engine import Engine
 from train.loop import LossModule
 
 CONFIGS = {"demo": "configs/demo.yaml", "paper": "configs/paper/exp1.yaml"}

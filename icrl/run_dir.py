@@ -229,6 +229,11 @@ class RunDirectory:
                     self.set_status("failed", error=f"{type(error).__name__}: {first}")
             raise
 
+    def settle_failed(self, reason: str) -> None:
+        """Set right the status of a run whose training ended without saying why."""
+        if self.status()["state"] in ("created", "training"):
+            self.set_status("failed", error=reason)
+
     def settle(self) -> None:
         """Set right the status of a run whose training ended in a kill after its weights were written."""
         if self.status()["state"] in ("created", "training"):

@@ -33,34 +33,42 @@ def pretrain_command(
 
     Spawns train.workers ranks, or is one rank under torchrun or deepspeed.
     """
+    code = 0
     with ExitStack() as stack:
         with cli.usage_errors():
             loaded = cli.read(config, overrides, print_config)
+            from icrl.board import settle
             from icrl.run_dir import RunDirectory
-            from train.launch import check, is_rank, run_rank, spawn
+            from train.launch import check, is_rank, run_rank, spawn, speaks
             from train.loop import open_dataset
 
             plan = check(loaded)
             open_dataset(loaded.config)
-            if is_rank() and not dry_run:
-                raise typer.Exit(run_rank(loaded))
-            if not dry_run:
+            if not (dry_run or is_rank()):
                 stack.enter_context(RunDirectory.open(loaded).lock())
-        if plan.finished:
-            cli.say(f"already trained: {plan.run.path}")
-        else:
-            cli.say(plan.describe(loaded.config))
+        if speaks():
+            already = f"already trained: {plan.run.path}"
+            cli.say(already if plan.finished else plan.describe(loaded.config))
         if dry_run:
             return
         if plan.finished:
             plan.run.settle()
-        elif code := spawn(sys.argv[1:], plan, loaded.config.train.steps):
+        elif is_rank():
+            code = run_rank(loaded)
+        else:
+            code = spawn(sys.argv[1:], plan, loaded.config.train.steps)
+            if code:
+                plan.run.settle_failed(f"a worker ended with exit code {code}")
+    if speaks():
+        if code:
             state = plan.run.status()["state"]
-            hint = "lower train.optimizer.lr" if state == "diverged" else "the same command resumes"
+            settle(plan.run)
+            hint = "see train.optimizer.lr and diverged.json" if state == "diverged" else "the same command resumes"
             cli.say(f"{state}, exit code {code}; {hint}. Run directory: {plan.run.path}")
-            raise typer.Exit(code)
-        cli.say(f"trained: {plan.run.path}")
-    cli.say(f"next: python -m eval {plan.run.path}")
+        else:
+            cli.say(f"trained: {plan.run.path}")
+            cli.say(f"next: python -m eval {plan.run.path}")
+    raise typer.Exit(code)
 
 
 @app.command("export")

@@ -249,6 +249,8 @@ class Config(Section):
             "dataset.source",
             "train.max_failures",
             "train.keep_checkpoints",
+            "train.collective_timeout_s",
+            "train.activation_checkpointing",
         }
     )
     """Keys that change where or how fast, never what is trained; a run can be evaluated in more than one way."""
