@@ -5,8 +5,15 @@ from __future__ import annotations
 import importlib
 import json
 import platform
+import sys
 from pathlib import Path
 from typing import Annotated, Any
+
+if __name__ == "__main__" and sys.argv[1:2] == ["attention"] and "--gpu" in sys.argv:
+    # before the imports below: a GPU machine may have torch, Triton and NumPy only
+    from benchmarks import attention_gpu
+
+    sys.exit(attention_gpu.main(check_only="--check" in sys.argv))
 
 import typer
 

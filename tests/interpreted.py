@@ -8,8 +8,7 @@ barriers, layouts or the compiler's errors, and it takes the plain forms of what
 import json
 import os
 import sys
-import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 os.environ["TRITON_INTERPRET"] = "1"
 
@@ -20,7 +19,7 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 from icrl.attention import gpu
-from icrl.attention.gpu import layout
+from icrl.attention.gpu import decode, layout
 from icrl.attention.problem import Seen
 
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 6e-4, torch.bfloat16: 5e-3}
@@ -151,6 +150,72 @@ def poisoned_memory() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = True
 
 
+def check_decode(dtype: torch.dtype, shape: tuple[int, int, int], results: dict[str, list[float]]) -> None:
+    """Staggered lengths in one step, against the definition; the cache is NaN beyond them and changes in one place only."""
+    heads, key_heads, width = shape
+    lengths = torch.tensor([0, 1, 17, 63, 64], dtype=torch.int32)
+    n, capacity = len(lengths), 64
+    generator = torch.Generator().manual_seed(5)
+    packed = torch.randn(n, heads + 2 * key_heads, width, generator=generator).to(dtype)
+    q, k, v = packed.split([heads, key_heads, key_heads], 1)
+    cache = torch.randn(n, capacity, 2, key_heads, width, generator=generator).to(dtype)
+    for row, length in enumerate(lengths.tolist()):
+        cache[row, length:] = torch.nan
+    before = cache.clone()
+    out = decode.append_and_attend(q, k, v, cache, lengths, 0.7)
+    for row, length in enumerate(lengths.tolist()[:-1]):
+        assert torch.equal(cache[row, length], torch.stack([k[row], v[row]]))
+        held = cache[row, : length + 1].double().repeat_interleave(heads // key_heads, 2)
+        weights = torch.relu(torch.einsum("hd,thd->th", q[row].double(), held[:, 0]))
+        want = torch.einsum("th,thd->hd", weights, held[:, 1]) * 0.7 / (length + 1)
+        error = float((out[row].double() - want).norm() / max(want.norm(), 1e-3))  # t = 0: all may be negative
+        results[f"decode {dtype} {shape} t={length}"] = [error, TOLERANCE[dtype]]
+        before[row, length] = cache[row, length]
+    assert out[-1].isnan().all(), "a full cache"
+    assert torch.equal(before.nan_to_num(), cache.nan_to_num())
+
+
+def check_identities(results: dict[str, list[float]]) -> None:
+    """What holds bit for bit; a check that fails shows as error 1."""
+
+    def record(name: str, *pairs: tuple[torch.Tensor, torch.Tensor]) -> None:
+        results[name] = [0.0 if all(torch.equal(a, b) for a, b in pairs) else 1.0, 0.0]
+
+    for case in (Case(BRAIN, 150, 8, packed=True), Case(HALF, 140, 16, key_heads=1), Case(SINGLE, 70, 8)):
+        q, k, v, grad, factor = case.inputs()
+        seen = case.seen()
+        out, gradients = gpu.forward(q, k, v, factor, seen), gpu.backward(grad, q, k, v, factor, seen)
+        j = case.tokens // 2
+        later = [x.clone() for x in (q, k, v)]
+        for x in later:
+            x[:, :, j:] = 3 * x[:, :, j:] - 1
+        changed = gpu.forward(*later, factor, seen)
+        record(f"causal: {case}", (out[:, :, :j], changed[:, :, :j]))
+        assert not torch.equal(out[:, :, j:], changed[:, :, j:])
+        later[1][:, :, j:] = torch.nan
+        record(f"NaN in later keys: {case}", (out[:, :, :j], gpu.forward(q, later[1], v, factor, seen)[:, :, :j]))
+        k_nan = k.clone()
+        k_nan[:, :, 3] = torch.nan
+        assert gpu.forward(q, k_nan, v, factor, seen)[:, :, 3:].isnan().all(), "NaN among seen scores propagates"
+        record(f"q times 4: {case}", (4 * out, gpu.forward(4 * q, k, v, factor, seen)))
+        record(f"repeats: {case}", *zip(gradients, gpu.backward(grad, q, k, v, factor, seen), strict=True))
+        negative, positive = -q.abs(), k.abs()
+        outcomes = (gpu.forward(negative, positive, v, factor, seen),)
+        outcomes += gpu.backward(grad, negative, positive, v, factor, seen)
+        record(f"negative scores: {case}", *((x, torch.zeros_like(x)) for x in outcomes))
+        wider = [torch.cat([x, torch.zeros_like(x[:, :, :9])], 2) for x in (k, v)]
+        record(
+            f"zero keys at the end: {case}",
+            (gpu.forward(q, k, v, factor, replace(seen, causal=False)),
+             gpu.forward(q, *wider, factor, replace(seen, causal=False))),
+        )
+        half = [replace(seen, causal=False), slice(0, 64), slice(64, None)]
+        if case.dtype == SINGLE:
+            parts = sum(gpu.forward(q, k[:, :, s], v[:, :, s], factor, half[0]) for s in half[1:])
+            whole = gpu.forward(q, k, v, factor, half[0])
+            results[f"split sums: {case}"] = [float((parts - whole).norm() / whole.norm()), TOLERANCE[SINGLE]]
+
+
 HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32
 MATRIX = [
     Case(SINGLE, 100, 8, packed=True, batch=2),
@@ -169,14 +234,38 @@ MATRIX = [
 ]
 
 
+WHOLE = [
+    Case(dtype, tokens, width, value_width=value_width, heads=1)
+    for dtype in (BRAIN, HALF, SINGLE)
+    for tokens in (1, 64, 113, 203)
+    for width, value_width in ((1, 3), (8, 8), (16, 40), (64, 64), (128, 100), (256, 256))
+] + [
+    Case(BRAIN, 600, 16, batch=2, heads=4, key_heads=2, queries=300, window=130),
+    Case(BRAIN, 600, 64, documents=(200, 1, 399)),
+    Case(SINGLE, 70, 16, queries=40, past=50),
+    Case(BRAIN, 70, 16, queries=40, past=50, window=20),
+    Case(HALF, 150, 64, causal=False, queries=90),
+    Case(BRAIN, 128, 32, queries=1),
+]
+
+
 def main() -> None:
+    """Runs the groups named on the command line."""
     mend_the_interpreter()
     poisoned_memory()
     results: dict[str, list[float]] = {}
-    for case in MATRIX:
-        t = time.process_time()
-        check(case, results)
-        print(case, round(time.process_time() - t, 2), file=sys.stderr)
+    for group in sys.argv[1:]:
+        match group:
+            case "matrix" | "whole":
+                for problem in MATRIX if group == "matrix" else WHOLE:
+                    check(problem, results)
+            case "decode":
+                for dtype, shape in ((BRAIN, (4, 4, 8)), (SINGLE, (4, 2, 16)), (HALF, (3, 3, 5)), (BRAIN, (8, 8, 128))):
+                    check_decode(dtype, shape, results)
+            case "identities":
+                check_identities(results)
+            case _:
+                raise ValueError(f"GROUP = {group}: expected matrix, whole, decode or identities")
     print(json.dumps(results))
 
 

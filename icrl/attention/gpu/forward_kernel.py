@@ -9,7 +9,7 @@ The factor holds the scale and the normaliser: one multiply per element of the o
 import triton
 import triton.language as tl
 
-from icrl.attention.gpu.pieces import inside, is_seen, keys_of_rows, load_rows, relu_as, tile_offsets
+from icrl.attention.gpu.pieces import inside, only_seen, keys_of_rows, load_rows, relu_as, tile_pointers
 
 
 @triton.jit
@@ -25,9 +25,8 @@ def _add_block(
     v = load_rows(V, start, n_keys, v_row, v_column, E, KEYS, E_TILE, ALIGN, MASKED)
     scores = tl.dot(q, tl.trans(k), input_precision="ieee")
     if MASKED:
-        positions = (row + offset + tl.arange(0, ROWS))[:, None]
-        seen = is_seen(positions, (start + tl.arange(0, KEYS))[None, :], window, CAUSAL, WINDOWED)
-        scores = tl.where(seen, scores, 0.0)
+        positions = (row + offset - start + tl.arange(0, ROWS))[:, None]
+        scores = only_seen(scores, tl.arange(0, KEYS)[None, :], positions, window, CAUSAL, WINDOWED)
     return tl.dot(relu_as(scores, v.dtype, FUSED), v, out, input_precision="ieee")
 
 
@@ -90,5 +89,5 @@ def forward_kernel(
     rows = row + tl.arange(0, ROWS)
     factor = tl.load(Factor + first_token + rows, mask=rows < n_queries, other=0.0)
     out = out * (factor * (1.0 / SHRINK))[:, None]
-    pointers = Out + tile_offsets(row, out_row, 1, ROWS, E_TILE, ALIGN)
+    pointers = tile_pointers(Out, row, out_row, 1, ROWS, E_TILE, ALIGN)
     tl.store(pointers, out.to(Out.dtype.element_ty), mask=inside(row, n_queries, E, ROWS, E_TILE))

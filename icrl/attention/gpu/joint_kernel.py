@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from icrl.attention.gpu.split_kernels import add_rows
-from icrl.attention.gpu.pieces import inside, load_rows, rows_of_keys, tile_offsets
+from icrl.attention.gpu.pieces import inside, load_rows, rows_of_keys, tile_pointers
 
 
 @triton.jit
@@ -19,9 +19,12 @@ def _visit(
     q_row, q_column, scaled_row, dq_row, partial_row,
     D: tl.constexpr, E: tl.constexpr, D_TILE: tl.constexpr, E_TILE: tl.constexpr, ROWS: tl.constexpr,
     KEYS: tl.constexpr, ALIGN: tl.constexpr, SHRINK: tl.constexpr, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr,
-    FUSED: tl.constexpr, MASKED: tl.constexpr,
+    FUSED: tl.constexpr, ON_DIAGONAL: tl.constexpr, MASKED: tl.constexpr,
 ):
-    """`add_rows`, and dS k onto the dQ of the rows: into `Partial`, or into `DQ` at the last block that they see."""
+    """`add_rows`, and dS k onto the dQ of the rows: into `Partial`, or into `DQ` at the last block that they see.
+
+    ON_DIAGONAL: that block is always one that needs a mask.
+    """
     dk, dv, d_scores = add_rows(
         dk, dv, k, v, Q, Scaled, row, start, n_queries, offset, window, q_row, q_column,
         scaled_row, D, E, D_TILE, E_TILE, ROWS, KEYS, ALIGN, CAUSAL, WINDOWED, FUSED, MASKED,
@@ -34,14 +37,13 @@ def _visit(
         last = tl.minimum(row + ROWS - 1 + offset, last)
     last = last // KEYS * KEYS
     here = inside(row, n_queries, D, ROWS, D_TILE)
-    partial = Partial + tile_offsets(row, partial_row, 1, ROWS, D_TILE, ALIGN)
+    partial = tile_pointers(Partial, row, partial_row, 1, ROWS, D_TILE, ALIGN)
     dq = tl.load(partial, mask=here & (start > first), other=0.0)
     dq = tl.dot(tl.trans(d_scores), k, dq, input_precision="ieee")
-    if start < last:
-        tl.store(partial, dq, mask=here)
-    else:
-        pointers = DQ + tile_offsets(row, dq_row, 1, ROWS, D_TILE, ALIGN)
-        tl.store(pointers, (dq * (1.0 / SHRINK)).to(DQ.dtype.element_ty), mask=here)
+    tl.store(partial, dq, mask=here & (start < last))
+    if MASKED or not ON_DIAGONAL:  # predicated, not branched: Triton 3.6 cannot pipeline a loop with this branch
+        pointers = tile_pointers(DQ, row, dq_row, 1, ROWS, D_TILE, ALIGN)
+        tl.store(pointers, (dq * (1.0 / SHRINK)).to(DQ.dtype.element_ty), mask=here & (start >= last))
     return dk, dv
 
 
@@ -55,7 +57,7 @@ def joint_kernel(
     n_queries, n_keys, offset, window, heads, group,
     D: tl.constexpr, E: tl.constexpr, D_TILE: tl.constexpr, E_TILE: tl.constexpr, ROWS: tl.constexpr,
     KEYS: tl.constexpr, ALIGN: tl.constexpr, SHRINK: tl.constexpr, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr,
-    PACKED: tl.constexpr, FUSED: tl.constexpr,
+    PACKED: tl.constexpr, FUSED: tl.constexpr, ON_DIAGONAL: tl.constexpr,
 ):
     """Program p: key head p % heads of batch entry (or document) p // heads."""
     program = tl.program_id(0)
@@ -86,7 +88,7 @@ def joint_kernel(
             Grad_head = Grad + head * (grad_head * ALIGN)
             grad = load_rows(Grad_head, row, n_queries, grad_row, grad_column, E, ROWS, E_TILE, ALIGN, True)
             grad = (grad.to(tl.float32) * factor[:, None]).to(Scaled.dtype.element_ty)
-            pointers = Scaled + head * (scaled_head * ALIGN) + tile_offsets(row, scaled_row, 1, ROWS, E_TILE, ALIGN)
+            pointers = tile_pointers(Scaled + head * (scaled_head * ALIGN), row, scaled_row, 1, ROWS, E_TILE, ALIGN)
             tl.store(pointers, grad, mask=inside(row, n_queries, E, ROWS, E_TILE))
 
     for start in range(0, n_keys, KEYS):
@@ -96,7 +98,7 @@ def joint_kernel(
         if SHRINK != 1.0:
             k = (k * SHRINK).to(k.dtype)
         first, full_first, full_last, last = rows_of_keys(
-            start, tl.minimum(start + KEYS, n_keys), n_queries, offset, window, ROWS, CAUSAL, WINDOWED
+            start, start + KEYS, n_queries, offset, window, ROWS, CAUSAL, WINDOWED
         )
         dk = tl.zeros([KEYS, D_TILE], tl.float32)
         dv = tl.zeros([KEYS, E_TILE], tl.float32)
@@ -111,23 +113,23 @@ def joint_kernel(
                     dk, dv = _visit(
                         dk, dv, k, v, Q_head, Scaled_head, DQ_head, Partial_head, row, start, n_queries, n_keys,
                         offset, window, q_row, q_column, scaled_row, dq_row, partial_row, D, E, D_TILE, E_TILE,
-                        ROWS, KEYS, ALIGN, SHRINK, CAUSAL, WINDOWED, FUSED, True,
+                        ROWS, KEYS, ALIGN, SHRINK, CAUSAL, WINDOWED, FUSED, ON_DIAGONAL, True,
                     )
             for row in tl.range(full_first, full_last, ROWS):
                 dk, dv = _visit(
                     dk, dv, k, v, Q_head, Scaled_head, DQ_head, Partial_head, row, start, n_queries, n_keys,
                     offset, window, q_row, q_column, scaled_row, dq_row, partial_row, D, E, D_TILE, E_TILE,
-                    ROWS, KEYS, ALIGN, SHRINK, CAUSAL, WINDOWED, FUSED, False,
+                    ROWS, KEYS, ALIGN, SHRINK, CAUSAL, WINDOWED, FUSED, ON_DIAGONAL, False,
                 )
             if WINDOWED:
                 for row in tl.range(full_last, last, ROWS):
                     dk, dv = _visit(
                         dk, dv, k, v, Q_head, Scaled_head, DQ_head, Partial_head, row, start, n_queries, n_keys,
                         offset, window, q_row, q_column, scaled_row, dq_row, partial_row, D, E, D_TILE, E_TILE,
-                        ROWS, KEYS, ALIGN, SHRINK, CAUSAL, WINDOWED, FUSED, True,
+                        ROWS, KEYS, ALIGN, SHRINK, CAUSAL, WINDOWED, FUSED, ON_DIAGONAL, True,
                     )
         here = inside(start, n_keys, D, KEYS, D_TILE)
-        tl.store(DK + tile_offsets(start, dk_row, 1, KEYS, D_TILE, ALIGN), dk.to(DK.dtype.element_ty), mask=here)
+        tl.store(tile_pointers(DK, start, dk_row, 1, KEYS, D_TILE, ALIGN), dk.to(DK.dtype.element_ty), mask=here)
         dv = dv * (1.0 / SHRINK)
         here = inside(start, n_keys, E, KEYS, E_TILE)
-        tl.store(DV + tile_offsets(start, dv_row, 1, KEYS, E_TILE, ALIGN), dv.to(DV.dtype.element_ty), mask=here)
+        tl.store(tile_pointers(DV, start, dv_row, 1, KEYS, E_TILE, ALIGN), dv.to(DV.dtype.element_ty), mask=here)

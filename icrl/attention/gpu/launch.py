@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from icrl.attention.gpu.tables import JOINT_TOKENS, Pass, Tile, padded, tile
+from icrl.attention.gpu.tables import JOINT_TOKENS, JOINT_WIDTH, Pass, Tile, padded, tile
 from icrl.attention.problem import Seen
 
 
@@ -19,7 +19,7 @@ class Launch:
     """One kernel with everything it is called with."""
 
     kernel: Any
-    grid: tuple[int]
+    grid: tuple[int, ...]
     arguments: dict[str, Any]
     tile: Tile
 
@@ -27,7 +27,13 @@ class Launch:
         """Launches the kernel on the current stream of the tensors' device."""
         if self.grid[0] == 0:
             return
-        self.kernel[self.grid](**self.arguments, num_warps=self.tile.warps, num_stages=self.tile.stages)
+        self.kernel[self.grid](**self.arguments, **self.options)
+
+    @property
+    def options(self) -> dict[str, int]:
+        """What the compiler is told besides the arguments."""
+        limit = {} if self.tile.registers is None else {"maxnreg": self.tile.registers}
+        return {"num_warps": self.tile.warps, "num_stages": self.tile.stages} | limit
 
 
 def rounded(count: int, unit: int) -> int:
@@ -131,7 +137,7 @@ def backward_launches(
         "Q": q, "K": k, "V": v, "Scaled": scaled, "ALIGN": align,
         "Documents": factor if seen.documents is None else seen.documents, "group": heads // k.shape[1],
     }  # fmt: skip
-    if longest(q, k, seen) <= JOINT_TOKENS:
+    if longest(q, k, seen) <= JOINT_TOKENS and max(q.shape[3], width) <= JOINT_WIDTH:
         return [_joint(dq, dk, dv, grad, q, k, v, factor, seen, scaled, arguments)]
     return [
         _dq(dq, grad, q, k, v, factor, seen, scaled, arguments),
@@ -153,6 +159,7 @@ def _joint(
         del given[f"{name}_column"]
     given |= shared | arguments
     given |= {"Grad": grad, "Factor": factor, "DQ": dq, "DK": dk, "DV": dv, "Partial": partial, "heads": heads}
+    given["ON_DIAGONAL"] = seen.causal and seen.offset == 0 and q.shape[2] <= k.shape[2]
     return Launch(joint_kernel, (sequences(q, seen) * heads,), given, chosen)
 
 

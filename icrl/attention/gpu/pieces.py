@@ -10,10 +10,10 @@ import triton.language as tl
 
 
 @triton.jit
-def tile_offsets(start, row_stride, column_stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ALIGN: tl.constexpr):
-    """Offsets [ROWS,COLUMNS] of the tile whose first row is `start`."""
-    rows = tl.arange(0, ROWS)[:, None] * (row_stride * ALIGN)
-    return tl.cast(start, tl.int64) * (row_stride * ALIGN) + rows + tl.arange(0, COLUMNS)[None, :] * column_stride
+def tile_pointers(base, start, row_stride, column_stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ALIGN: tl.constexpr):
+    """Pointers [ROWS,COLUMNS] to the tile whose first row is `start`: 64 bits to its corner, 32 bits within."""
+    corner = base + tl.cast(start, tl.int64) * (row_stride * ALIGN)
+    return corner + (tl.arange(0, ROWS)[:, None] * (row_stride * ALIGN) + tl.arange(0, COLUMNS)[None, :] * column_stride)
 
 
 @triton.jit
@@ -39,7 +39,7 @@ def load_rows(
 
     A zero row adds nothing to any product here, so tails need no mask beyond this load.
     """
-    pointers = base + tile_offsets(start, row_stride, column_stride, ROWS, COLUMNS, ALIGN)
+    pointers = tile_pointers(base, start, row_stride, column_stride, ROWS, COLUMNS, ALIGN)
     if BOUNDED:
         return tl.load(pointers, mask=inside(start, stop, WIDTH, ROWS, COLUMNS), other=0.0)
     if WIDTH != COLUMNS:
@@ -48,14 +48,17 @@ def load_rows(
 
 
 @triton.jit
-def is_seen(positions, keys, window, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr):
-    """Does the query at a position see a key? `positions` and `keys` broadcast against each other."""
-    seen = (positions >= 0) & (keys >= 0)
+def only_seen(scores, keys, positions, window, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr):
+    """Scores with 0 where the query at a position does not see the key, by selection.
+
+    `keys` and `positions` broadcast against each other. The caller counts both from one point, and shifts the one along
+    the first axis to it: a thread holds few rows of a tile and many columns.
+    """
     if CAUSAL:
-        seen = keys <= positions
+        scores = tl.where(keys <= positions, scores, 0.0)
     if WINDOWED:
-        seen = seen & (keys > positions - window)
-    return seen
+        scores = tl.where(keys > positions - window, scores, 0.0)
+    return scores
 
 
 @triton.jit
@@ -108,11 +111,11 @@ def relu_as(scores, DTYPE: tl.constexpr, FUSED: tl.constexpr):
     """relu(scores) rounded to DTYPE, NaN kept. FUSED: one `cvt` with its own relu for two scores."""
     if FUSED and DTYPE == tl.bfloat16:
         return tl.inline_asm_elementwise(
-            "cvt.rn.relu.bf16x2.f32 $0, $2, $1;", "=r,r,r", [scores], dtype=DTYPE, is_pure=True, pack=2
+            "cvt.rn.relu.bf16x2.f32 $0, $2, $1;", "=r,r,r", [scores], dtype=tl.bfloat16, is_pure=True, pack=2
         )
     elif FUSED and DTYPE == tl.float16:  # noqa: RET505
         return tl.inline_asm_elementwise(
-            "cvt.rn.relu.f16x2.f32 $0, $2, $1;", "=r,r,r", [scores], dtype=DTYPE, is_pure=True, pack=2
+            "cvt.rn.relu.f16x2.f32 $0, $2, $1;", "=r,r,r", [scores], dtype=tl.float16, is_pure=True, pack=2
         )
     else:
         return tl.maximum(scores, 0.0, propagate_nan=tl.PropagateNan.ALL).to(DTYPE)
@@ -134,7 +137,7 @@ def gated(weights, gradient, DTYPE: tl.constexpr, FUSED: tl.constexpr):
             and.b32 $0, pair, open; }""",
             "=r,r,r,r",
             [weights, gradient],
-            dtype=DTYPE,
+            dtype=tl.bfloat16,
             is_pure=True,
             pack=2,
         )
@@ -147,7 +150,7 @@ def gated(weights, gradient, DTYPE: tl.constexpr, FUSED: tl.constexpr):
             and.b32 $0, pair, open; }""",
             "=r,r,r,r",
             [weights, gradient],
-            dtype=DTYPE,
+            dtype=tl.float16,
             is_pure=True,
             pack=2,
         )

@@ -13,12 +13,12 @@ import triton.language as tl
 from icrl.attention.gpu.pieces import (
     gated,
     inside,
-    is_seen,
+    only_seen,
     keys_of_rows,
     load_rows,
     relu_as,
     rows_of_keys,
-    tile_offsets,
+    tile_pointers,
 )
 
 
@@ -35,9 +35,8 @@ def _add_keys(
     v = load_rows(V, start, n_keys, v_row, v_column, E, KEYS, E_TILE, ALIGN, MASKED)
     scores = tl.dot(q, tl.trans(k), input_precision="ieee")
     if MASKED:
-        positions = (row + offset + tl.arange(0, ROWS))[:, None]
-        seen = is_seen(positions, (start + tl.arange(0, KEYS))[None, :], window, CAUSAL, WINDOWED)
-        scores = tl.where(seen, scores, 0.0)
+        positions = (row + offset - start + tl.arange(0, ROWS))[:, None]
+        scores = only_seen(scores, tl.arange(0, KEYS)[None, :], positions, window, CAUSAL, WINDOWED)
     weights = relu_as(scores, k.dtype, FUSED)
     d_scores = gated(weights, tl.dot(grad, tl.trans(v), input_precision="ieee"), k.dtype, FUSED)
     return tl.dot(d_scores, k, dq, input_precision="ieee")
@@ -82,7 +81,7 @@ def dq_kernel(
     rows = row + tl.arange(0, ROWS)
     factor = tl.load(Factor + first_token + rows, mask=rows < n_queries, other=0.0)
     grad = (grad.to(tl.float32) * factor[:, None]).to(q.dtype)
-    pointers = Scaled + tile_offsets(row, scaled_row, 1, ROWS, E_TILE, ALIGN)
+    pointers = tile_pointers(Scaled, row, scaled_row, 1, ROWS, E_TILE, ALIGN)
     tl.store(pointers, grad, mask=inside(row, n_queries, E, ROWS, E_TILE))
     first, full_first, full_last, last = keys_of_rows(
         row, tl.minimum(row + ROWS, n_queries), n_keys, offset, window, KEYS, CAUSAL, WINDOWED
@@ -107,7 +106,7 @@ def dq_kernel(
             dq, q, grad, K, V, start, row, n_keys, offset, window, k_row, k_column, v_row, v_column,
             D, E, D_TILE, E_TILE, ROWS, KEYS, ALIGN, CAUSAL, WINDOWED, FUSED, True,
         )
-    pointers = DQ + tile_offsets(row, dq_row, 1, ROWS, D_TILE, ALIGN)
+    pointers = tile_pointers(DQ, row, dq_row, 1, ROWS, D_TILE, ALIGN)
     tl.store(pointers, dq.to(DQ.dtype.element_ty), mask=inside(row, n_queries, D, ROWS, D_TILE))
 
 
@@ -124,9 +123,8 @@ def add_rows(
     grad = load_rows(Scaled, row, n_queries, scaled_row, 1, E, ROWS, E_TILE, ALIGN, True)
     scores = tl.dot(k, tl.trans(q), input_precision="ieee")
     if MASKED:
-        positions = (row + offset + tl.arange(0, ROWS))[None, :]
-        seen = is_seen(positions, (start + tl.arange(0, KEYS))[:, None], window, CAUSAL, WINDOWED)
-        scores = tl.where(seen, scores, 0.0)
+        keys = (start - row - offset + tl.arange(0, KEYS))[:, None]
+        scores = only_seen(scores, keys, tl.arange(0, ROWS)[None, :], window, CAUSAL, WINDOWED)
     weights = relu_as(scores, q.dtype, FUSED)
     dv = tl.dot(weights, grad, dv, input_precision="ieee")
     d_scores = gated(weights, tl.dot(v, tl.trans(grad), input_precision="ieee"), q.dtype, FUSED)
@@ -168,7 +166,7 @@ def dkdv_kernel(
     if SHRINK != 1.0:
         k = (k * SHRINK).to(k.dtype)
     first, full_first, full_last, last = rows_of_keys(
-        start, tl.minimum(start + KEYS, n_keys), n_queries, offset, window, ROWS, CAUSAL, WINDOWED
+        start, start + KEYS, n_queries, offset, window, ROWS, CAUSAL, WINDOWED
     )
     dk = tl.zeros([KEYS, D_TILE], tl.float32)
     dv = tl.zeros([KEYS, E_TILE], tl.float32)
@@ -195,7 +193,7 @@ def dkdv_kernel(
                     scaled_row, D, E, D_TILE, E_TILE, ROWS, KEYS, ALIGN, CAUSAL, WINDOWED, FUSED, True,
                 )
     here = inside(start, n_keys, D, KEYS, D_TILE)
-    tl.store(DK + tile_offsets(start, dk_row, 1, KEYS, D_TILE, ALIGN), dk.to(DK.dtype.element_ty), mask=here)
+    tl.store(tile_pointers(DK, start, dk_row, 1, KEYS, D_TILE, ALIGN), dk.to(DK.dtype.element_ty), mask=here)
     dv = dv * (1.0 / SHRINK)
     here = inside(start, n_keys, E, KEYS, E_TILE)
-    tl.store(DV + tile_offsets(start, dv_row, 1, KEYS, E_TILE, ALIGN), dv.to(DV.dtype.element_ty), mask=here)
+    tl.store(tile_pointers(DV, start, dv_row, 1, KEYS, E_TILE, ALIGN), dv.to(DV.dtype.element_ty), mask=here)
