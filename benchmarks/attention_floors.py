@@ -1,7 +1,7 @@
 """Floors, targets and the page of the GPU benchmark of attention: arithmetic only, no GPU.
 
-The floor of a pass is the larger of two times: the products of the tiles that touch the diagonal or lie below it over the
-matmul rate, and every input read once and every output written once over the copy rate, both rates measured in the run.
+The floor of a pass is the larger of two times: the products of the tiles that touch the diagonal or lie below it over
+the matmul rate, and every input read once and every output written once over the copy rate, as measured in the run.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Shape:
         return f"({self.batch},{self.heads},{self.tokens},{self.width})"
 
     def flops(self, kind: Pass) -> float:
-        """Of the scores below the diagonal, as attention papers count: 4 B H T^2 D / 2 forward, 2.5 times that backward."""
+        """Of the scores below the diagonal, as papers count: 4 B H T^2 D / 2 forward, 2.5 times that backward."""
         forward = 2.0 * self.batch * self.heads * self.tokens**2 * self.width
         return forward if kind == "forward" else 2.5 * forward
 
@@ -103,9 +103,10 @@ def timing_rows(timings: Sequence[Timing], rates: Rates) -> list[str]:
         if t.seconds is None:
             rows.append(f"| {t.shape} | {t.kind} | {t.way} | not measured: {t.reason} | | | |")
             continue
+        rate, moved = t.shape.flops(t.kind) / t.seconds / 1e12, t.shape.moved(t.kind) / t.seconds / 1e12
+        ratio = t.seconds / t.shape.floor_s(t.kind, rates)
         rows.append(
-            f"| {t.shape} | {t.kind} | {t.way} | {1e3 * t.seconds:.4f} | {t.shape.flops(t.kind) / t.seconds / 1e12:.1f} "
-            f"| {t.shape.moved(t.kind) / t.seconds / 1e12:.2f} | {t.seconds / t.shape.floor_s(t.kind, rates):.2f} |"
+            f"| {t.shape} | {t.kind} | {t.way} | {1e3 * t.seconds:.4f} | {rate:.1f} | {moved:.2f} | {ratio:.2f} |"
         )
     return rows
 

@@ -1,9 +1,9 @@
 """`python -m benchmarks attention --gpu`: the Triton kernels on the CUDA device at hand, in under eight minutes.
 
-Checks first (every shipped tile against float64, repeats, poisoned memory; compute-sanitizer where installed), then times:
-ours, eager T x T, SDPA's flash kernel (softmax) and FlexAttention made to compute ReLU attention, against the floors of
-the device's own copy and matmul rates. Needs torch, Triton and NumPy only. Exit code 0, 1 when a check fails or a target
-is missed, 2 without a GPU.
+Checks first (every shipped tile against float64, repeats, poisoned memory; compute-sanitizer where installed), then
+times: ours, eager T x T, SDPA's flash kernel (softmax) and FlexAttention made to compute ReLU attention, against the
+floors of the device's own copy and matmul rates. Needs torch, Triton and NumPy only. Exit code 0, 1 when a check fails
+or a target is missed, 2 without a GPU.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,19 @@ assert PAPER in SHAPES
 assert SHORT in SHAPES
 
 
-def seconds(works: list[Callable[[], object]], repeats: int = 15) -> float:
-    """Median seconds of one call, calls in turn: replays of a CUDA graph between events, so that launches cost little."""
-    stream = torch.cuda.Stream()
+def between_events(work: Callable[[], object]) -> float:
+    """Seconds on the device."""
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    start.record()
+    work()
+    stop.record()
+    stop.synchronize()
+    return float(start.elapsed_time(stop)) / 1e3
+
+
+def seconds(works: Sequence[Callable[[], object]], repeats: int = 15) -> float:
+    """Median seconds of one call, calls in turn: replays of a CUDA graph between events, so launches cost little."""
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for work in works:
@@ -70,15 +81,7 @@ def seconds(works: list[Callable[[], object]], repeats: int = 15) -> float:
         for work in works:
             work()
     graph.replay()
-    taken = []
-    for _ in range(repeats):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        stop.record()
-        stop.synchronize()
-        taken.append(start.elapsed_time(stop) / 1e3 / len(works))
-    return statistics.median(taken)
+    return statistics.median(between_events(graph.replay) for _ in range(repeats)) / len(works)
 
 
 def measured_rates() -> Rates:
@@ -86,14 +89,13 @@ def measured_rates() -> Rates:
     source = torch.randn(2**30, device="cuda")
     target = torch.empty_like(source)
     copy = 2 * source.nbytes / seconds([lambda: target.copy_(source)])
-    del source, target
     a, b = torch.randn(2, 8192, 8192, device="cuda").to(torch.bfloat16)
     return Rates(copy, 2 * 8192**3 / seconds([lambda: torch.mm(a, b)]))
 
 
 def inputs(shape: Shape) -> list[tuple[Tensor, ...]]:
     """q, k, v views of packed tensors and the incoming gradient; enough sets that the caches do not hold them."""
-    sets = max(1, min(8, 2**28 // shape.moved("forward")))
+    sets = max(1, min(32, 2**28 // shape.moved("forward")))
     made = []
     for _ in range(sets):
         qkv = torch.randn(shape.batch, shape.tokens, 3, shape.heads, shape.width, device="cuda").to(torch.bfloat16)
@@ -108,9 +110,9 @@ def ours(shape: Shape, sets: list[tuple[Tensor, ...]]) -> Iterator[Timing]:
     from icrl.attention.problem import Seen
 
     factor = 1 / torch.arange(1, shape.tokens + 1, device="cuda").float()
-    forward = [lambda x=x: gpu.forward(*x[:3], factor, Seen()) for x in sets]
+    forward = [partial(gpu.forward, x[0], x[1], x[2], factor, Seen()) for x in sets]
     yield Timing(shape, "forward", "ours", seconds(forward))
-    backward = [lambda x=x: gpu.backward(x[3], *x[:3], factor, Seen()) for x in sets]
+    backward = [partial(gpu.backward, x[3], x[0], x[1], x[2], factor, Seen()) for x in sets]
     yield Timing(shape, "backward", "ours", seconds(backward))
 
 
@@ -129,7 +131,7 @@ def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
-def flex() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def flex(tokens: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """FlexAttention made to compute sum relu(s) v: softmax of log(relu(s) + 1), times its sum, less the sum of v."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
@@ -140,13 +142,14 @@ def flex() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         return i >= j
 
     compiled: Any = torch.compile(flex_attention, dynamic=False)
+    mask = create_block_mask(causal, None, None, tokens, tokens, device="cuda")
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        mask = create_block_mask(causal, None, None, q.shape[2], q.shape[2], device="cuda")
         out, total = compiled(q, k, v, score_mod=score, block_mask=mask, scale=1.0, return_lse=True)
         whole = out * total.exp()[..., None] - v.float().cumsum(2)
         rows = torch.arange(1, q.shape[2] + 1, device=q.device)[:, None]
-        return (whole / rows).to(q.dtype)
+        result: Tensor = (whole / rows).to(q.dtype)
+        return result
 
     return attend
 
@@ -156,15 +159,7 @@ def rival(shape: Shape, way: str, attend: Callable[..., Tensor], x: tuple[Tensor
     q, k, v = (y.contiguous().requires_grad_() for y in x[:3])
 
     def timed(work: Callable[[], object]) -> float:
-        taken = []
-        for _ in range(10):
-            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            work()
-            stop.record()
-            stop.synchronize()
-            taken.append(start.elapsed_time(stop) / 1e3)
-        return statistics.median(taken[3:])
+        return statistics.median([between_events(work) for _ in range(10)][3:])
 
     try:
         with torch.no_grad():
@@ -172,8 +167,14 @@ def rival(shape: Shape, way: str, attend: Callable[..., Tensor], x: tuple[Tensor
         out = attend(q, k, v)
         backward = timed(lambda: torch.autograd.grad(out, (q, k, v), x[3], retain_graph=True))
         yield Timing(shape, "backward", way, backward, "single calls, launches included")
-    except Exception as error:  # noqa: BLE001  # a rival that this torch cannot run must not end the benchmark
+    except Exception as error:  # a rival that this torch cannot run must not end the benchmark
         yield Timing(shape, "backward", way, None, f"{type(error).__name__}: {str(error).splitlines()[0][:80]}")
+
+
+def two_products(q: Tensor, cache: Tensor) -> Tensor:
+    """Decoding in torch: the scores go through memory."""
+    keys, values = cache.permute(2, 0, 3, 1, 4).unbind(0)
+    return torch.relu(q[:, :, None] @ keys.transpose(2, 3)) @ values
 
 
 def decoding() -> Iterator[DecodeTiming]:
@@ -183,18 +184,11 @@ def decoding() -> Iterator[DecodeTiming]:
     for n, heads, width, tokens in DECODE:
         q, k, v = torch.randn(3, n, heads, width, device="cuda").to(torch.bfloat16)
         sets = max(1, min(4, 2**28 // (4 * n * heads * tokens * width)))
-        caches = [
-            torch.randn(n, tokens + 1, 2, heads, width, device="cuda").to(torch.bfloat16) for _ in range(sets)
-        ]
+        caches = [torch.randn(n, tokens + 1, 2, heads, width, device="cuda").to(torch.bfloat16) for _ in range(sets)]
         lengths = torch.full((n,), tokens, dtype=torch.int32, device="cuda")
-        work = [lambda c=c: append_and_attend(q, k, v, c, lengths) for c in caches]
+        work = [partial(append_and_attend, q, k, v, c, lengths) for c in caches]
         yield DecodeTiming(n, heads, width, tokens, "ours", seconds(work))
-
-        def products(cache: Tensor, q: Tensor = q) -> Tensor:
-            keys, values = cache.permute(2, 0, 3, 1, 4).unbind(0)
-            return torch.relu(q[:, :, None] @ keys.transpose(2, 3)) @ values
-
-        work = [lambda c=c: products(c) for c in caches]  # type: ignore[misc]
+        work = [partial(two_products, q, c) for c in caches]
         yield DecodeTiming(n, heads, width, tokens, "torch, two products", seconds(work))
 
 
@@ -211,7 +205,7 @@ def benchmark(started: float) -> tuple[Rates, list[Timing], list[DecodeTiming]]:
         if 4 * scores < torch.cuda.get_device_properties(0).total_memory // 4:
             ways["eager T x T"] = eager
         if shape in FLEX:
-            ways["FlexAttention"] = flex()
+            ways["FlexAttention"] = flex(shape.tokens)
         for way, attend in ways.items():
             if time.perf_counter() - started > BASELINES_S:
                 timings.append(Timing(shape, "forward", way, None, "left out for time"))

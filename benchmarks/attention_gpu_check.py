@@ -64,9 +64,9 @@ def check(name: str, q: Tensor, k: Tensor, v: Tensor, seen: Seen, repeats: int =
     runs = [(gpu.forward(q, k, v, factor, seen), *gpu.backward(grad, q, k, v, factor, seen)) for _ in range(repeats)]
     assert is_packed(*runs[0][1:]) or not is_packed(q, k, v)
     same = all(torch.equal(a, b) for run in runs[1:] for a, b in zip(runs[0], run, strict=True))
-    inputs = [x.detach().double().requires_grad_() for x in (q, k, v)]
-    out = definition(*inputs, factor, seen)
-    wanted = (out.detach(), *torch.autograd.grad(out, inputs, grad.double()))
+    wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    out = definition(wide[0], wide[1], wide[2], factor, seen)
+    wanted = (out.detach(), *torch.autograd.grad(out, wide, grad.double()))
     errors = torch.stack([(a.double() - b).norm() / b.norm() for a, b in zip(runs[0], wanted, strict=True)])
     return Check(name, float(errors.max()), TOLERANCE[q.dtype], same)
 
@@ -99,13 +99,13 @@ def problems(small: bool) -> Iterator[tuple[str, Tensor, Tensor, Tensor, Seen]]:
 
 def poison() -> None:
     """Fresh memory is NaN from here on: an element that nobody wrote shows."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
 
 
 def unpoison() -> None:
     """Back to plain memory, for the timings."""
-    torch.use_deterministic_algorithms(False)
+    torch.use_deterministic_algorithms(mode=False)
 
 
 def check_decode(dtype: torch.dtype, heads: int, key_heads: int, width: int) -> Check:
@@ -145,7 +145,16 @@ def sanitizer() -> str:
     tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     if not os.path.exists(tool):  # noqa: PTH110
         return "not run: compute-sanitizer is not installed"
-    command = [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-m", "benchmarks.attention_gpu_check"]
+    command = [
+        tool,
+        "--tool",
+        "memcheck",
+        "--error-exitcode",
+        "9",
+        sys.executable,
+        "-m",
+        "benchmarks.attention_gpu_check",
+    ]
     try:
         ran = subprocess.run(
             command,

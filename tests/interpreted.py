@@ -1,5 +1,5 @@
-"""The Triton kernels under Triton's interpreter, which reads TRITON_INTERPRET when a kernel is decorated: so a process of
-its own, `python -m tests.interpreted GROUP`, that prints {check: [error, allowed]} as JSON.
+"""The Triton kernels under Triton's interpreter, which reads TRITON_INTERPRET when a kernel is decorated: so a process
+of its own, `python -m tests.interpreted GROUP`, that prints {check: [error, allowed]} as JSON.
 
 The interpreter computes what the kernels say on NumPy arrays; three of its faults are mended here. It cannot see races,
 barriers, layouts or the compiler's errors, and it takes the plain forms of what is PTX on a device.
@@ -26,7 +26,7 @@ TOLERANCE = {torch.float32: 1e-6, torch.float16: 6e-4, torch.bfloat16: 5e-3}
 
 
 def mend_the_interpreter() -> None:
-    """Loop bounds under numpy >= 2.4, products of bfloat16 (it multiplies the bits), rounding to bfloat16 (it truncates)."""
+    """Loop bounds under numpy >= 2.4, products of bfloat16 (it multiplied bits), rounding to it (it truncated)."""
     patch_tensor, dot = interpreter._patch_lang_tensor, interpreter.InterpreterBuilder.create_dot
     cast, convert = interpreter.InterpreterBuilder.cast_impl, interpreter.InterpreterBuilder.create_fp_to_fp
 
@@ -151,7 +151,7 @@ def poisoned_memory() -> None:
 
 
 def check_decode(dtype: torch.dtype, shape: tuple[int, int, int], results: dict[str, list[float]]) -> None:
-    """Staggered lengths in one step, against the definition; the cache is NaN beyond them and changes in one place only."""
+    """Staggered lengths in one step, against the definition; the cache, NaN beyond them, changes in one place only."""
     heads, key_heads, width = shape
     lengths = torch.tensor([0, 1, 17, 63, 64], dtype=torch.int32)
     n, capacity = len(lengths), 64
@@ -206,8 +206,10 @@ def check_identities(results: dict[str, list[float]]) -> None:
         wider = [torch.cat([x, torch.zeros_like(x[:, :, :9])], 2) for x in (k, v)]
         record(
             f"zero keys at the end: {case}",
-            (gpu.forward(q, k, v, factor, replace(seen, causal=False)),
-             gpu.forward(q, *wider, factor, replace(seen, causal=False))),
+            (
+                gpu.forward(q, k, v, factor, replace(seen, causal=False)),
+                gpu.forward(q, *wider, factor, replace(seen, causal=False)),
+            ),
         )
         half = [replace(seen, causal=False), slice(0, 64), slice(64, None)]
         if case.dtype == SINGLE:

@@ -2,12 +2,11 @@
 
     out_n = factor_n * sum_{j <= length_n} relu(<q_n, k_nj>) v_nj        factor_n = scale / (length_n + 1), or scale
 
-One program reads one environment's cache once (a few heads of it, where heads are many or wide), with vector loads and no
-matrix units: a step is bound by the bytes of the cache. The lengths stay on the device, every environment its own, so one
-CUDA graph replays for every step. Shapes: N environments, H heads, G key heads, D width, Tmax capacity.
+One program reads one environment's cache once (a few heads of it, where heads are many or wide), in vector loads, no
+matrix units: a step is bound by the bytes of the cache. The lengths stay on the device, every environment its own, so
+one CUDA graph replays for every step. Shapes: N environments, H heads, G key heads, D width, Tmax capacity.
 """
 
-# fmt: off: arguments of one kind share a line
 from __future__ import annotations
 
 import torch
@@ -18,12 +17,14 @@ from torch import Tensor
 from icrl.attention.gpu.launch import Launch, rounded
 from icrl.attention.gpu.tables import Tile
 
-ELEMENTS = 4096
-"""Elements of keys that a program holds at a time: 32 for each of 128 threads, two or more 16-byte loads in flight."""
+ELEMENTS = 2048
+"""Elements of keys that a program holds at a time: with those of values four 16-byte loads in flight in every thread."""
 WIDEST = 512
 """Elements of one token that a program takes, at most: beyond, the key heads are split among programs."""
 
 
+# arguments of one kind share a line
+# fmt: off
 @triton.jit(do_not_specialize=["capacity", "scale"])
 def decode_kernel(
     Q, K, V, Cache, Lengths, Out,
@@ -32,7 +33,7 @@ def decode_kernel(
     GROUP: tl.constexpr, KEY_HEADS: tl.constexpr, D: tl.constexpr, HEADS_TILE: tl.constexpr, D_TILE: tl.constexpr,
     TOKENS: tl.constexpr, VISIBLE: tl.constexpr,
 ):
-    """Program (n, s): key heads s * HEADS_TILE.. of environment n. A length at the capacity gives NaN, never a write."""
+    """Program (n, s): key heads s * HEADS_TILE.. of environment n. A length at the capacity gives NaN, no write."""
     environment = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * HEADS_TILE + tl.arange(0, HEADS_TILE)
     columns = tl.arange(0, D_TILE)
@@ -70,10 +71,18 @@ def decode_kernel(
         out = tl.where(room, out * factor, float("nan"))
         out_at = environment * (KEY_HEADS * GROUP * D) + (heads * GROUP + member)[:, None] * D + columns[None, :]
         tl.store(Out + out_at, out.to(Out.dtype.element_ty), mask=here)
+# fmt: on
 
 
 def decode_launch(
-    out: Tensor, q: Tensor, k: Tensor, v: Tensor, cache: Tensor, lengths: Tensor, scale: float, visible: bool  # noqa: FBT001
+    out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cache: Tensor,
+    lengths: Tensor,
+    scale: float,
+    visible: bool,  # noqa: FBT001
 ) -> Launch:
     """One step into `out` [N,H,D] and the cache."""
     environments, capacity, _, key_heads, width = cache.shape
@@ -81,9 +90,21 @@ def decode_launch(
     heads_tile = min(triton.next_power_of_2(key_heads), max(1, WIDEST // tile_width))
     tokens = max(1, ELEMENTS // (heads_tile * tile_width))
     arguments = {
-        "Q": q, "K": k, "V": v, "Cache": cache, "Lengths": lengths, "Out": out, "capacity": capacity,
-        "scale": float(scale), "GROUP": q.shape[1] // key_heads, "KEY_HEADS": key_heads, "D": width,
-        "HEADS_TILE": heads_tile, "D_TILE": tile_width, "TOKENS": tokens, "VISIBLE": visible,
+        "Q": q,
+        "K": k,
+        "V": v,
+        "Cache": cache,
+        "Lengths": lengths,
+        "Out": out,
+        "capacity": capacity,
+        "scale": float(scale),
+        "GROUP": q.shape[1] // key_heads,
+        "KEY_HEADS": key_heads,
+        "D": width,
+        "HEADS_TILE": heads_tile,
+        "D_TILE": tile_width,
+        "TOKENS": tokens,
+        "VISIBLE": visible,
     }
     for name, x in (("q", q), ("k", k), ("v", v)):
         arguments |= {f"{name}_environment": x.stride(0), f"{name}_head": x.stride(1), f"{name}_column": x.stride(2)}
@@ -97,8 +118,8 @@ def append_and_attend(
     """out [N,H,D] of one new token per environment, whose k and v join the cache; visible: over length + 1.
 
     q [N,H,D]; k, v [N,G,D], any strides; cache [N,Tmax,2,G,D] contiguous; lengths int32 [N], the tokens held before the
-    append, at most Tmax - 1, unchanged by this (every layer appends at the same place). An environment whose cache is full
-    is left alone and gets NaN: on the device nothing can raise. Capturable in a CUDA graph.
+    append, at most Tmax - 1, unchanged by this (every layer appends at the same place). An environment whose cache is
+    full is left alone and gets NaN: on the device nothing can raise. Capturable in a CUDA graph.
     """
     environments, _, two, key_heads, width = cache.shape
     if two != 2 or not cache.is_contiguous():

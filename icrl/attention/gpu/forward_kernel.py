@@ -5,11 +5,13 @@
 The factor holds the scale and the normaliser: one multiply per element of the output, outside the loop over keys.
 """
 
-# fmt: off: arguments of one kind share a line
 import triton
 import triton.language as tl
 
-from icrl.attention.gpu.pieces import inside, only_seen, keys_of_rows, load_rows, relu_as, tile_pointers
+from icrl.attention.gpu.pieces import inside, keys_of_rows, load_rows, only_seen, relu_as, tile_pointers
+
+# arguments of one kind share a line
+# fmt: off
 
 
 @triton.jit

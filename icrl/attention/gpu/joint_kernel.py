@@ -1,16 +1,18 @@
 """Backward pass of short sequences in one launch: a program per (batch, key head) computes all of dQ, dK and dV.
 
-The equations of `icrl.attention.gpu.split_kernels`, with five products a tile instead of seven. dK and dV of a block of keys
-stay in registers; dQ of a tile of rows is summed over the blocks of keys in float32 memory that only this program touches,
-in one order: deterministic without atomics.
+The equations of `icrl.attention.gpu.split_kernels`, with five products a tile instead of seven. dK and dV of a block of
+keys stay in registers; dQ of a tile of rows is summed over the blocks of keys in float32 memory that only this program
+touches, in one order: deterministic without atomics.
 """
 
-# fmt: off: arguments of one kind share a line
 import triton
 import triton.language as tl
 
-from icrl.attention.gpu.split_kernels import add_rows
 from icrl.attention.gpu.pieces import inside, load_rows, rows_of_keys, tile_pointers
+from icrl.attention.gpu.split_kernels import add_rows
+
+# arguments of one kind share a line
+# fmt: off
 
 
 @triton.jit

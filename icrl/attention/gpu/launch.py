@@ -1,5 +1,5 @@
-"""From tensors to a kernel's launch: strides, tile, grid. What runs on a device and what is compiled ahead of time without
-one are the same `Launch`."""
+"""From tensors to a kernel's launch: strides, tile, grid. What runs on a device and what is compiled ahead of time
+without one are the same `Launch`."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def alignment(*tensors: Tensor) -> int:
     return math.gcd(16, *(stride for x in tensors for stride in _strides(x)[:-1]))
 
 
-def strides(align: int, **tensors: Tensor) -> dict[str, int]:
+def strides(align: int, **tensors: Tensor) -> dict[str, Any]:
     """The arguments `name`_batch, _head and _row in units of `align`, and _column."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, x in tensors.items():
         batch, head, row, _ = _strides(x)
         found |= {f"{name}_batch": batch // align, f"{name}_head": head // align, f"{name}_row": row // align}

@@ -14,7 +14,7 @@ def rows_first(like: Tensor, width: int) -> Tensor:
 
 def is_packed(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Are q, k and v the three views of one contiguous tensor [B,N,3,H,D]?"""
-    batch, heads, rows, width = q.shape
+    _, heads, rows, width = q.shape
     if not (q.shape == k.shape == v.shape):
         return False
     size = heads * width

@@ -1,8 +1,8 @@
 """What the kernels share: tiles with zeros beyond their matrix, what a tile sees, and relu folded into the rounding.
 
-Strides of rows, heads and batches come in units of ALIGN elements, so that the compiler knows the alignment of views such
-as one head of a packed [B,N,3,H,8] tensor and loads 16 bytes at a time. FUSED chooses the PTX forms (NVIDIA, compiled);
-without it the same arithmetic is written out, for Triton's interpreter and for AMD.
+Strides of rows, heads and batches come in units of ALIGN elements, so that the compiler knows the alignment of views
+such as one head of a packed [B,N,3,H,8] tensor and loads 16 bytes at a time. FUSED chooses the PTX forms (NVIDIA,
+compiled); without it the same arithmetic is written out, for Triton's interpreter and for AMD.
 """
 
 import triton
@@ -10,10 +10,14 @@ import triton.language as tl
 
 
 @triton.jit
-def tile_pointers(base, start, row_stride, column_stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ALIGN: tl.constexpr):
+def tile_pointers(
+    base, start, row_stride, column_stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ALIGN: tl.constexpr
+):
     """Pointers [ROWS,COLUMNS] to the tile whose first row is `start`: 64 bits to its corner, 32 bits within."""
     corner = base + tl.cast(start, tl.int64) * (row_stride * ALIGN)
-    return corner + (tl.arange(0, ROWS)[:, None] * (row_stride * ALIGN) + tl.arange(0, COLUMNS)[None, :] * column_stride)
+    return corner + (
+        tl.arange(0, ROWS)[:, None] * (row_stride * ALIGN) + tl.arange(0, COLUMNS)[None, :] * column_stride
+    )
 
 
 @triton.jit
@@ -62,9 +66,7 @@ def only_seen(scores, keys, positions, window, CAUSAL: tl.constexpr, WINDOWED: t
 
 
 @triton.jit
-def keys_of_rows(
-    start, stop, n_keys, offset, window, KEYS: tl.constexpr, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr
-):
+def keys_of_rows(start, stop, n_keys, offset, window, KEYS: tl.constexpr, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr):
     """Keys that the rows start..stop see: (first, full_first, full_last, last), in blocks of KEYS but for `last`.
 
     Every row sees every key of full_first..full_last, so only the blocks before and after need a mask.
@@ -85,9 +87,7 @@ def keys_of_rows(
 
 
 @triton.jit
-def rows_of_keys(
-    start, stop, n_rows, offset, window, ROWS: tl.constexpr, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr
-):
+def rows_of_keys(start, stop, n_rows, offset, window, ROWS: tl.constexpr, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr):
     """Rows that see the keys start..stop: (first, full_first, full_last, last), in blocks of ROWS but for `last`.
 
     Every row of full_first..full_last sees every key; without a window full_last = last, tail included.
@@ -109,11 +109,11 @@ def rows_of_keys(
 @triton.jit
 def relu_as(scores, DTYPE: tl.constexpr, FUSED: tl.constexpr):
     """relu(scores) rounded to DTYPE, NaN kept. FUSED: one `cvt` with its own relu for two scores."""
-    if FUSED and DTYPE == tl.bfloat16:
+    if FUSED and tl.bfloat16 == DTYPE:
         return tl.inline_asm_elementwise(
             "cvt.rn.relu.bf16x2.f32 $0, $2, $1;", "=r,r,r", [scores], dtype=tl.bfloat16, is_pure=True, pack=2
         )
-    elif FUSED and DTYPE == tl.float16:  # noqa: RET505
+    elif FUSED and tl.float16 == DTYPE:  # noqa: RET505
         return tl.inline_asm_elementwise(
             "cvt.rn.relu.f16x2.f32 $0, $2, $1;", "=r,r,r", [scores], dtype=tl.float16, is_pure=True, pack=2
         )
@@ -123,12 +123,12 @@ def relu_as(scores, DTYPE: tl.constexpr, FUSED: tl.constexpr):
 
 @triton.jit
 def gated(weights, gradient, DTYPE: tl.constexpr, FUSED: tl.constexpr):
-    """`gradient` rounded to DTYPE where a weight (from `relu_as`) is not 0, else 0: the derivative of relu by selection.
+    """`gradient` rounded to DTYPE where a weight (of `relu_as`) is not 0, else 0: the derivative of relu, by selection.
 
     FUSED compares two weights at once as halves: bits of a nonnegative bfloat16 that are not all 0 are a positive half,
     infinity or NaN, and `gtu` takes all three.
     """
-    if FUSED and DTYPE == tl.bfloat16:
+    if FUSED and tl.bfloat16 == DTYPE:
         return tl.inline_asm_elementwise(
             """{ .reg .b32 zero, open, pair;
             mov.b32 zero, 0;
@@ -141,7 +141,7 @@ def gated(weights, gradient, DTYPE: tl.constexpr, FUSED: tl.constexpr):
             is_pure=True,
             pack=2,
         )
-    elif FUSED and DTYPE == tl.float16:  # noqa: RET505
+    elif FUSED and tl.float16 == DTYPE:  # noqa: RET505
         return tl.inline_asm_elementwise(
             """{ .reg .b32 zero, open, pair;
             mov.b32 zero, 0;

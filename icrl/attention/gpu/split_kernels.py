@@ -6,20 +6,22 @@ with s_ij = <q_i, k_j> and f_i the factor of a row. The dQ kernel folds f into d
 Scores are computed anew from q and k: nothing but the inputs was saved, and there is no row sum to subtract.
 """
 
-# fmt: off: arguments of one kind share a line
 import triton
 import triton.language as tl
 
 from icrl.attention.gpu.pieces import (
     gated,
     inside,
-    only_seen,
     keys_of_rows,
     load_rows,
+    only_seen,
     relu_as,
     rows_of_keys,
     tile_pointers,
 )
+
+# arguments of one kind share a line
+# fmt: off
 
 
 @triton.jit

@@ -1,7 +1,7 @@
 """Block sizes of the kernels by width of the heads, length and type. Nothing here knows Triton.
 
-Chosen by what the compiler makes of them (no spills, matrix instructions, instructions per score; see docs/gpu.md), not yet
-by measurement on a device: `python -m benchmarks attention --gpu` measures them.
+Chosen by what the compiler makes of them (spills, matrix instructions, instructions per score; see docs/gpu.md), not
+yet by measurement on a device: `python -m benchmarks attention --gpu` measures them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Pass = Literal["forward", "joint", "dq", "dkdv"]
 WIDTHS = (16, 32, 64, 128, 256)
 """Widths that tiles are padded to: matrix instructions need 16."""
 JOINT_TOKENS = 512
-"""Up to this length one program per (batch, key head) does the whole backward pass: one launch, five products a tile."""
+"""Up to this length one program per (batch, key head) does the whole backward pass in one launch."""
 JOINT_WIDTH = 32
 """The widest head for that. Beyond, dQ in float32 takes more registers and traffic than the two products it saves."""
 
