@@ -36,6 +36,8 @@ def main(
 ) -> None:
     """Measure what the system does against the reference's way, in the same run.
 
+    attention --gpu measures the kernels of the CUDA device at hand instead, --check only checks them: docs/gpu.md.
+
     Medians, of CPU time where the work allows it: these figures hold on a machine shared with others. Without names all
     but sweep, which takes minutes.
     """

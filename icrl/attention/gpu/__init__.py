@@ -19,6 +19,9 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_WIDTH = 256
 OLDEST = (8, 0)
 """Compute capability from which `cvt.rn.relu` exists."""
+SMALL_MEMORY = ((8, 6), (8, 9), (12, 0))
+"""Compute capabilities with 99 KB of shared memory a program."""
+WIDEST_THERE = 64
 
 
 @functools.cache
@@ -39,15 +42,24 @@ def refusal(q: Tensor, k: Tensor, v: Tensor, seen: Seen) -> str | None:
         return reason
     if q.device.type != "cuda" and not interpreted():
         return f"the tensors are on {q.device}, expected a CUDA device"
-    if q.device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(q.device) < OLDEST:
-        found = ".".join(map(str, torch.cuda.get_device_capability(q.device)))
-        return f"the GPU has compute capability {found}, expected at least {'.'.join(map(str, OLDEST))}"
     if q.dtype not in DTYPES or not (q.dtype == k.dtype == v.dtype):
         return f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}, expected one of float32, float16, bfloat16 for all"
     if not (1 <= q.shape[3] <= MAX_WIDTH and 1 <= v.shape[3] <= MAX_WIDTH):
         return f"heads are {q.shape[3]} wide with values of {v.shape[3]}, expected 1 to {MAX_WIDTH}"
     if seen.offset < 0:
         return f"the first query is at position {seen.offset}, expected at least 0"
+    if q.device.type == "cuda" and torch.version.hip is None:
+        return device_refusal(torch.cuda.get_device_capability(q.device), max(q.shape[3], v.shape[3]))
+    return None
+
+
+def device_refusal(capability: tuple[int, int], width: int) -> str | None:
+    """Why a GPU of this compute capability cannot run heads of this width; None when it can."""
+    found = ".".join(map(str, capability))
+    if capability < OLDEST:
+        return f"the GPU has compute capability {found}, expected at least {'.'.join(map(str, OLDEST))}"
+    if capability in SMALL_MEMORY and width > WIDEST_THERE:
+        return f"heads are {width} wide, expected at most {WIDEST_THERE} on compute capability {found} (shared memory)"
     return None
 
 
@@ -58,7 +70,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, factor: Tensor, seen: Seen) -> Tens
 
     out = rows_first(q, v.shape[3])
     with torch.cuda.device_of(q):
-        forward_launch(out, q, k, v, factor, seen).run()
+        forward_launch(out, q, k, v, factor.contiguous(), seen).run()
     return out
 
 
@@ -74,6 +86,6 @@ def backward(
 
     dq, dk, dv = gradients(q, k, v)
     with torch.cuda.device_of(q):
-        for launch in backward_launches(dq, dk, dv, grad, q, k, v, factor, seen):
+        for launch in backward_launches(dq, dk, dv, grad, q, k, v, factor.contiguous(), seen):
             launch.run()
     return dq, dk, dv

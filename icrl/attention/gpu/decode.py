@@ -18,7 +18,7 @@ from icrl.attention.gpu.launch import Launch, rounded
 from icrl.attention.gpu.tables import Tile
 
 ELEMENTS = 2048
-"""Elements of keys that a program holds at a time: with those of values four 16-byte loads in flight in every thread."""
+"""Elements of keys that a program holds at a time: with those of values four 16-byte loads in flight a thread."""
 WIDEST = 512
 """Elements of one token that a program takes, at most: beyond, the key heads are split among programs."""
 

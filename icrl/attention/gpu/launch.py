@@ -32,7 +32,7 @@ class Launch:
     @property
     def options(self) -> dict[str, int]:
         """What the compiler is told besides the arguments."""
-        limit = {} if self.tile.registers is None else {"maxnreg": self.tile.registers}
+        limit = {} if self.tile.registers is None or torch.version.hip is not None else {"maxnreg": self.tile.registers}
         return {"num_warps": self.tile.warps, "num_stages": self.tile.stages} | limit
 
 
