@@ -32,6 +32,8 @@ def interpreted(*groups: str) -> dict[str, list[float]]:
         ("matrix", 52),
         ("decode", 16),
         ("identities", 19),
+        # the checks that the GPU benchmark runs on a device, so that they are known to work
+        pytest.param("device", 12 + 10 + 12, marks=pytest.mark.slow),
         pytest.param("whole", 4 * 78, marks=pytest.mark.slow),
     ],
 )
