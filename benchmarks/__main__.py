@@ -5,8 +5,15 @@ from __future__ import annotations
 import importlib
 import json
 import platform
+import sys
 from pathlib import Path
 from typing import Annotated, Any
+
+if __name__ == "__main__" and sys.argv[1:2] == ["attention"] and "--gpu" in sys.argv:
+    # before the imports below: a GPU machine may have torch, Triton and NumPy only
+    from benchmarks import attention_gpu
+
+    sys.exit(attention_gpu.main(check_only="--check" in sys.argv))
 
 import typer
 
@@ -28,6 +35,8 @@ def main(
     out: Annotated[Path | None, typer.Option("--out", help="Write the figures as JSON to this file.")] = None,
 ) -> None:
     """Measure what the system does against the reference's way, in the same run.
+
+    attention --gpu measures the kernels of the CUDA device at hand instead, --check only checks them: docs/gpu.md.
 
     Medians, of CPU time where the work allows it: these figures hold on a machine shared with others. Without names all
     but those that take minutes.
