@@ -56,7 +56,7 @@ struct Block {
   Parameters<const float> p;
   float epsilon, scale;
   // made once for all threads
-  float *qkv_T, *o_T, *w_1_T, *w_2_T, *factor;
+  float *qkv_T = nullptr, *o_T = nullptr, *w_1_T = nullptr, *w_2_T = nullptr, *factor = nullptr;
 
   long attention_floats() const {
     return most(attend_scratch<float>(s.tokens, dim()), backward_scratch<float>(s.tokens, dim(), dim()));
@@ -162,7 +162,7 @@ struct Block {
   }
 };
 
-Block made(const Sizes* sizes, const float* const* p, float epsilon, float scale) {
+inline Block made(const Sizes* sizes, const float* const* p, float epsilon, float scale) {
   return {*sizes, {p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10], p[11]}, epsilon, scale};
 }
 

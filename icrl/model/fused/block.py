@@ -45,7 +45,9 @@ Parts = tuple[nn.LayerNorm, nn.Linear, nn.Linear, nn.LayerNorm, nn.Linear, nn.Li
 """attention_norm, qkv [3D,D], output [D,D], mlp_norm, mlp_in [D',D], mlp_out [D,D']; each with weight and bias."""
 
 
-class _Sizes(ctypes.Structure):
+class Sizes(ctypes.Structure):
+    """Of a block, as `block.cpp` reads them."""
+
     _fields_ = tuple((name, ctypes.c_long) for name in ("batch", "tokens", "width", "heads", "inner"))
 
 
@@ -61,6 +63,11 @@ def fused_block(h_BND: Tensor, parts: Parts, heads: int) -> Tensor:
     """The block's output [B,N,D], float32; differentiable once, by h and every parameter. Ask `refusal` first."""
     parameters = [tensor for part in parts for tensor in (part.weight, part.bias)]
     return _Block.apply(h_BND, heads, parts[0].eps, *parameters)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def pointers(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
+    """Addresses of the data of tensors that the caller keeps."""
+    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
 
 
 def _refusal(h_BND: Tensor, parts: Parts, heads: int) -> str | None:
@@ -117,12 +124,12 @@ def _call(
     name: str, h: Tensor, heads: int, epsilon: float, parameters: Sequence[Tensor], tensors: Sequence[Tensor]
 ) -> None:
     batch, n_tokens, width = h.shape
-    sizes = _Sizes(batch, n_tokens, width, heads, parameters[8].shape[0])
+    sizes = Sizes(batch, n_tokens, width, heads, parameters[8].shape[0])
     threads = 1 if h.numel() < _SMALL else torch.get_num_threads()
     weights = [parameter.contiguous() for parameter in parameters]
     done = getattr(native.library(SOURCE, INCLUDE), name)(
         ctypes.byref(sizes),
-        (ctypes.c_void_p * len(weights))(*(weight.data_ptr() for weight in weights)),
+        pointers(weights),
         ctypes.c_float(epsilon),
         ctypes.c_float((width // heads) ** -0.5),
         *(ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors),
