@@ -14,7 +14,6 @@
 namespace icrl {
 
 constexpr long kGroups = 16;
-constexpr long kRows = 64;  // tokens that pass through the token-wise parts together
 
 struct Sizes {
   long batch, tokens, width, heads, inner;
@@ -92,10 +91,11 @@ struct Block {
   }
 
   void project(const float* h, float* x, float* qkv) const {
+    Moments of;
     const long d = s.width;
     for (long t = 0; t < s.tokens; t += kRows) {
       const long n = least(kRows, s.tokens - t);
-      norm1().forward(n, h + t * d, x);
+      norm1().forward(n, h + t * d, x, of);
       product(n, d, 3 * d, Left{x, d, 1}, qkv_T, 3 * d, qkv + t * 3 * d, 3 * d, Bias{p.b_qkv});
     }
   }
@@ -104,12 +104,13 @@ struct Block {
     const long d = s.width;
     float *qkv = memory, *x = qkv + 3 * s.tokens * d, *h1 = x + kRows * d, *a = h1 + kRows * d;
     float* scratch = a + kRows * s.inner;
+    Moments of;
     project(h, x, qkv);
     for (long m = 0; m < s.heads; ++m) attend(pair(qkv, m), mixed + m * dim(), d, scratch);
     for (long t = 0; t < s.tokens; t += kRows) {
       const long n = least(kRows, s.tokens - t);
       product(n, d, d, Left{mixed + t * d, d, 1}, o_T, d, h1, d, BiasResidual{p.b_o, h + t * d, d});
-      norm2().forward(n, h1, x);
+      norm2().forward(n, h1, x, of);
       product(n, d, s.inner, Left{x, d, 1}, w_1_T, s.inner, a, s.inner, BiasRelu{p.b_1});
       product(n, s.inner, d, Left{a, s.inner, 1}, w_2_T, d, out + t * d, d, BiasResidual{p.b_2, h1, d});
     }
@@ -118,11 +119,7 @@ struct Block {
   // dW [out, in] += dy^T x and db += sum of dy, over n rows
   ICRL_INLINE static void weights(long n, long out, long in, const float* dy, const float* x, float* dw, float* db) {
     product(out, n, in, Left{dy, 1, out}, x, in, dw, in, Add{});
-    for (long j = 0; j < out; j += 8) {
-      Eight sum = load<Eight>(db + j);
-      for (long i = 0; i < n; ++i) sum += load<Eight>(dy + i * out + j);
-      store(db + j, sum);
-    }
+    add_rows(n, out, dy, db);
   }
 
   void backward(const float* h, const float* mixed, const float* dout, float* dh, const Parameters<float>& grad,
@@ -131,19 +128,20 @@ struct Block {
     float *qkv = memory, *dqkv = qkv + 3 * s.tokens * d, *dmixed = dqkv + 3 * s.tokens * d;
     float *x = dmixed + s.tokens * d, *dx = x + kRows * d, *h1 = dx + kRows * d, *a = h1 + kRows * d;
     float *da = a + kRows * s.inner, *scratch = da + kRows * s.inner;
+    Moments of;
     project(h, x, qkv);
     for (long t = 0; t < s.tokens; t += kRows) {
       const long n = least(kRows, s.tokens - t);
       const float *mixed_ = mixed + t * d, *dout_ = dout + t * d;
       float *dh1 = dh + t * d, *dmixed_ = dmixed + t * d;
       product(n, d, d, Left{mixed_, d, 1}, o_T, d, h1, d, BiasResidual{p.b_o, h + t * d, d});
-      norm2().forward(n, h1, x);
+      norm2().forward(n, h1, x, of);
       product(n, d, s.inner, Left{x, d, 1}, w_1_T, s.inner, a, s.inner, BiasRelu{p.b_1});
       product(n, d, s.inner, Left{dout_, d, 1}, p.w_2, s.inner, da, s.inner, Gate{a, s.inner});
       weights(n, d, s.inner, dout_, a, grad.w_2, grad.b_2);
       product(n, s.inner, d, Left{da, s.inner, 1}, p.w_1, d, dx, d, Put{});
       weights(n, s.inner, d, da, x, grad.w_1, grad.b_1);
-      norm2().backward(n, h1, dx, dout_, dh1, grad.gain2, grad.bias2);
+      norm2().backward(n, h1, of, dx, dout_, dh1, grad.gain2, grad.bias2);
       product(n, d, d, Left{dh1, d, 1}, p.w_o, d, dmixed_, d, Put{});
       weights(n, d, d, dh1, mixed_, grad.w_o, grad.b_o);
     }
@@ -154,10 +152,10 @@ struct Block {
     }
     for (long t = 0; t < s.tokens; t += kRows) {
       const long n = least(kRows, s.tokens - t);
-      norm1().forward(n, h + t * d, x);
+      norm1().forward(n, h + t * d, x, of);
       product(n, 3 * d, d, Left{dqkv + t * 3 * d, 3 * d, 1}, p.w_qkv, d, dx, d, Put{});
       weights(n, 3 * d, d, dqkv + t * 3 * d, x, grad.w_qkv, grad.b_qkv);
-      norm1().backward(n, h + t * d, dx, dh + t * d, dh + t * d, grad.gain1, grad.bias1);
+      norm1().backward(n, h + t * d, of, dx, dh + t * d, dh + t * d, grad.gain1, grad.bias1);
     }
   }
 };
