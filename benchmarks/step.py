@@ -92,10 +92,10 @@ class Training:
     def step(self) -> None:
         self.optimizer.zero_grad()
         total = 0.0
-        for part in zip(*(values.split(self.way.part) for values in self.batch), strict=True):
+        for part in zip(*(torch.split(values, self.way.part) for values in self.batch), strict=True):
             action_set, action, reward, label = part
             loss = log_loss(self.model(action_set, action, reward), label).mean() * (len(label) / BATCH)
-            loss.backward()
+            torch.autograd.backward(loss)
             total += float(loss.detach())
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
