@@ -42,26 +42,24 @@ def library(source: Path, *include: Path, isa: str | None = None) -> ctypes.CDLL
 
     Raises:
         NativeUnavailableError: if it cannot be had on this machine.
-        ValueError: if ICRL_NATIVE_ISA is none of the machine's.
+        ValueError: if ICRL_NATIVE_ISA is not one of the machine's.
     """
-    if os.environ.get("ICRL_NATIVE", "1") == "0":
-        raise NativeUnavailableError("ICRL_NATIVE = 0 turns native code off")
-    failures = []
-    for candidate in (isa,) if isa else wanted_isas():
-        outcome = _built(source, include, candidate, os.environ.get("CXX"), str(cache_directory()))
-        if isinstance(outcome, ctypes.CDLL):
-            return outcome
-        failures.append(outcome)
-    raise NativeUnavailableError(failures[0])
+    outcome = _chosen(source, include, isa, os.environ.get("ICRL_NATIVE"), os.environ.get("ICRL_NATIVE_ISA"))
+    if isinstance(outcome, str):
+        raise NativeUnavailableError(outcome)
+    return outcome
 
 
 def refusal(source: Path, *include: Path) -> str | None:
-    """Why `library` cannot have this, None when it can; logs the reason the first time."""
-    try:
-        library(source, *include)
-    except NativeUnavailableError as error:
-        _log_once(source.name, str(error))
-        return str(error)
+    """Why `library` cannot have this, None when it can; logs the reason the first time.
+
+    Raises:
+        ValueError: if ICRL_NATIVE_ISA is not one of the machine's.
+    """
+    outcome = _chosen(source, include, None, os.environ.get("ICRL_NATIVE"), os.environ.get("ICRL_NATIVE_ISA"))
+    if isinstance(outcome, str):
+        _log_once(source.name, outcome)
+        return outcome
     return None
 
 
@@ -76,6 +74,22 @@ def cache_directory() -> Path:
 @functools.cache
 def _log_once(name: str, reason: str) -> None:
     _log.warning("%s is not used: %s", name, reason)
+
+
+@functools.cache
+def _chosen(
+    source: Path, include: tuple[Path, ...], isa: str | None, switch: str | None, forced: str | None
+) -> ctypes.CDLL | str:
+    """The library of the best instruction set that compiles, or why there is none. Asked at each call of a kernel."""
+    if switch == "0":
+        return "ICRL_NATIVE = 0 turns native code off"
+    failures = []
+    for candidate in (isa,) if isa else wanted_isas(forced):
+        outcome = _built(source, include, candidate, os.environ.get("CXX"), str(cache_directory()))
+        if isinstance(outcome, ctypes.CDLL):
+            return outcome
+        failures.append(outcome)
+    return failures[0]
 
 
 @functools.cache

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import functools
-import os
 import platform
 import sys
 from pathlib import Path
 from types import MappingProxyType
 
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
-_AVX512 = (*_AVX2, "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mprefer-vector-width=512")
 
 FLAGS = MappingProxyType(
     {
-        "avx512bf16": (*_AVX512, "-mavx512bf16"),
-        "avx512": _AVX512,
+        "avx512": (*_AVX2, "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mprefer-vector-width=512"),
         "avx2": _AVX2,
         "sse2": ("-msse2",),
         "baseline": (),
@@ -24,7 +21,6 @@ FLAGS = MappingProxyType(
 """Compiler flags of each instruction set, the fastest first; sse2 is every x86-64, baseline any other machine."""
 
 _NEEDS = {
-    "avx512bf16": {"avx512f", "avx512vl", "avx512bw", "avx512dq", "avx2", "fma", "f16c", "avx512_bf16"},
     "avx512": {"avx512f", "avx512vl", "avx512bw", "avx512dq", "avx2", "fma", "f16c"},
     "avx2": {"avx2", "fma", "f16c"},
     "sse2": set(),
@@ -49,13 +45,12 @@ def machine_isas() -> tuple[str, ...]:
     return tuple(isa for isa, needs in _NEEDS.items() if needs <= has)
 
 
-def wanted_isas() -> tuple[str, ...]:
-    """What to try, in this order: ICRL_NATIVE_ISA if it is set, else all that the machine runs.
+def wanted_isas(forced: str | None) -> tuple[str, ...]:
+    """What to try, in this order: the one that ICRL_NATIVE_ISA forces, else all that the machine runs.
 
     Raises:
-        ValueError: if ICRL_NATIVE_ISA is none of the machine's.
+        ValueError: if ICRL_NATIVE_ISA is not one of the machine's.
     """
-    forced = os.environ.get("ICRL_NATIVE_ISA")
     if not forced:
         return machine_isas()
     if forced not in machine_isas():

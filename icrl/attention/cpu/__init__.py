@@ -7,7 +7,6 @@ Work is divided over `torch.get_num_threads()` threads.
 
 from __future__ import annotations
 
-import ctypes
 import struct
 from pathlib import Path
 
@@ -25,13 +24,9 @@ _SMALL = 1 << 19
 """Products (B H N T D) that one thread makes faster than another one starts."""
 _PROBLEM = struct.Struct("30q")
 _TENSOR = struct.Struct("5q")
-_FAILURES = {
-    1: "out of memory for the kernel's scratch",
-    2: "cu_seqlens must ascend from 0 to the number of tokens",
-}
 
 
-def refusal(q: Tensor, k: Tensor, v: Tensor, seen: Seen) -> str | None:  # noqa: ARG001 - the same for all backends
+def refusal(q: Tensor, k: Tensor, v: Tensor, seen: Seen) -> str | None:
     """Why this backend cannot compute it, None when it can: another device or type, D or E > 256, no compiler."""
     if q.device.type != "cpu":
         return f"the CPU kernel takes CPU tensors, got {q.device}"
@@ -47,7 +42,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, factor: Tensor, seen: Seen) -> Tens
     """factor_i sum_{j seen by i} relu(<q_i, k_j>) v_j, [B,H,N,E] over memory [B,N,H,E]."""
     batch, heads, n_queries, _ = q.shape
     out = torch.empty(batch, n_queries, heads, v.shape[3], dtype=q.dtype).transpose(1, 2)
-    problem, kept = _problem(q, k, v, factor, seen)
+    problem, _kept = _problem(q, k, v, factor, seen)
     _checked(native.library(SOURCE).relu_attention_forward(problem, _tensor(out)))
     return out
 
@@ -57,7 +52,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk, dv for the gradient of `forward`'s result; views of one [B,N,3,H,D] when q, k and v are of one shape."""
     dq, dk, dv = _gradients_like(q, k, v)
-    problem, kept = _problem(q, k, v, factor, seen)
+    problem, _kept = _problem(q, k, v, factor, seen)
     tensors = b"".join(map(_tensor, (grad, dq, dk, dv)))
     _checked(native.library(SOURCE).relu_attention_backward(problem, tensors))
     return dq, dk, dv
@@ -112,5 +107,7 @@ def _problem(q: Tensor, k: Tensor, v: Tensor, factor: Tensor, seen: Seen) -> tup
 
 
 def _checked(status: int) -> None:
-    if status:
-        raise RuntimeError(_FAILURES[status])
+    if status == 1:
+        raise MemoryError("no memory for the scratch of the attention kernel")
+    if status == 2:
+        raise ValueError("cu_seqlens: expected to ascend from 0 to the number of tokens")

@@ -16,7 +16,7 @@ namespace icrl {
 constexpr int kGrain = 8;      // columns come in multiples of this
 constexpr int kBlock = 8;      // rows of scores (or keys of their transpose) that are in registers at once
 constexpr int kTileKeys = 64;  // keys of a tile of scores
-constexpr int kTileRows = 32;  // rows of a tile in the backward pass
+constexpr int kTileRows = 64;  // rows of a tile in the backward pass
 
 template <class T>
 constexpr int kPanel = 2 * kWidth<T>;  // keys of a panel of transposed keys

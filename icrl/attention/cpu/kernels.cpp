@@ -29,13 +29,27 @@ ICRL_INLINE Element* at(const Tensor& tensor, long b, long h, long row) {
   return reinterpret_cast<Element*>(tensor.data) + b * tensor.stride[0] + h * tensor.stride[1] + row * tensor.stride[2];
 }
 
+// Columns in whole grains: a loop of known length becomes vector instructions, without a call for 32 bytes.
+template <class From, class To>
+ICRL_INLINE void convert(const From* from, int columns, To* to) {
+  for (int c = 0; c < columns; c += kGrain)
+    for (int n = 0; n < kGrain; ++n) {
+      if constexpr (sizeof(From) < sizeof(To))
+        to[c + n] = widen(from[c + n]);
+      else
+        to[c + n] = narrow<To>(from[c + n]);
+    }
+}
+
 // Rows of floats, columns padded to a multiple of kGrain: the tensor's own memory where it is that already, else a copy.
+// Rows that are read again and again are copied too unless they touch: strided ones share few sets of a cache.
 template <class Element, class T>
-const T* rows_of(const Tensor& tensor, long b, long h, long first, long rows, int columns, T* copy, long& stride) {
+const T* rows_of(const Tensor& tensor, long b, long h, long first, long rows, int columns, bool again, T* copy,
+                 long& stride) {
   const Element* from = at<Element>(tensor, b, h, first);
   const long row_stride = tensor.stride[2], step = tensor.stride[3];
   if constexpr (sizeof(Element) == sizeof(T))
-    if (step == 1 && columns % kGrain == 0) {
+    if (step == 1 && columns % kGrain == 0 && (row_stride == columns || !again)) {
       stride = row_stride;
       return reinterpret_cast<const T*>(from);
     }
@@ -43,7 +57,9 @@ const T* rows_of(const Tensor& tensor, long b, long h, long first, long rows, in
   for (long r = 0; r < rows; ++r) {
     const Element* row = from + r * row_stride;
     T* to = copy + r * stride;
-    if (step == 1)
+    if (step == 1 && columns % kGrain == 0)
+      convert(row, columns, to);
+    else if (step == 1)
       for (int c = 0; c < columns; ++c) to[c] = widen(row[c]);
     else
       for (int c = 0; c < columns; ++c) to[c] = widen(row[c * step]);
@@ -58,7 +74,9 @@ void write_rows(const T* from, long rows, int columns, const Tensor& tensor, lon
   const long stride = round_up(columns, kGrain), row_stride = tensor.stride[2], step = tensor.stride[3];
   for (long r = 0; r < rows; ++r) {
     const T* row = from + r * stride;
-    if (step == 1)
+    if (step == 1 && columns % kGrain == 0)
+      convert(row, columns, to + r * row_stride);
+    else if (step == 1)
       for (int c = 0; c < columns; ++c) to[r * row_stride + c] = narrow<Element>(row[c]);
     else
       for (int c = 0; c < columns; ++c) to[r * row_stride + c * step] = narrow<Element>(row[c]);
@@ -107,11 +125,11 @@ Pair<T> read_pair(const Problem& problem, const Sizes<T>& sizes, const Sequence&
   pair.sight = {sequence.queries, sequence.keys, problem.offset, problem.window, problem.causal != 0};
   pair.d = int(sizes.d), pair.e = int(sizes.e);
   const long b = sequence.b, first = sequence.first;
-  pair.q = rows_of<Element>(problem.q, b, head, first, sequence.queries, int(problem.d), scratch, pair.q_stride);
+  pair.q = rows_of<Element>(problem.q, b, head, first, sequence.queries, int(problem.d), false, scratch, pair.q_stride);
   scratch += sizes.q;
-  pair.k = rows_of<Element>(problem.k, b, group, first, sequence.keys, int(problem.d), scratch, pair.k_stride);
+  pair.k = rows_of<Element>(problem.k, b, group, first, sequence.keys, int(problem.d), true, scratch, pair.k_stride);
   scratch += sizes.k;
-  pair.v = rows_of<Element>(problem.v, b, group, first, sequence.keys, int(problem.e), scratch, pair.v_stride);
+  pair.v = rows_of<Element>(problem.v, b, group, first, sequence.keys, int(problem.e), true, scratch, pair.v_stride);
   scratch += sizes.v;
   // positions start anew in a document, and so does the count of keys that factor holds
   pair.factor = reinterpret_cast<const T*>(problem.factor) + first;
@@ -178,7 +196,7 @@ int backward(const Problem& problem, const GradientTensors& tensors) {
       memset(dq, 0, sizeof(T) * sizes.q);
       const Pair<T> pair = read_pair<Element>(problem, sizes, sequence, head, rest);
       long grad_stride;
-      const T* grad = rows_of<Element>(tensors.grad, b, head, first, sequence.queries, int(problem.e), rest, grad_stride);
+      const T* grad = rows_of<Element>(tensors.grad, b, head, first, sequence.queries, int(problem.e), false, rest, grad_stride);
       attend_backward(pair, grad, grad_stride, Gradients<T>{dq, dk, dv, sizes.d, sizes.d, sizes.e}, rest + sizes.out);
       write_rows<Element>(dq, sequence.queries, int(problem.d), tensors.dq, b, head, first);
     }
