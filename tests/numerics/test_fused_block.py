@@ -45,6 +45,18 @@ def can_be_compiled() -> None:
         pytest.skip(f"needs native code: {reason}")
 
 
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that the kernel must fill holds NaN before."""
+    empty, empty_like = torch.empty, torch.empty_like
+
+    def filled(x: Tensor) -> Tensor:
+        return x.fill_(torch.nan) if x.is_floating_point() else x
+
+    monkeypatch.setattr(fused.torch, "empty", lambda *size, **options: filled(empty(*size, **options)))
+    monkeypatch.setattr(fused.torch, "empty_like", lambda x, **options: filled(empty_like(x, **options)))
+
+
 def block_of(width: int = 32, heads: int = 2, inner: int = 32, *, attention: str = "relu") -> PracticalBlock:
     """With gains and biases that are not those of the start."""
     config = ModelConfig(embed_dim=width, heads=heads, mlp_dim=inner, attention=attention)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ pass keeps only h and the mixed values [B,N,D] of the forward pass and makes the
 
 Gradients of weights are summed within fixed groups of sequences and over the groups in order, so results depend on
 neither the number of threads (`torch.get_num_threads()`) nor their timing; the forward pass of a sequence does not
-depend on the others of its batch.
+depend on the others of its batch. Threads share sequences out, and backward at most 16 groups of them.
 
 Under autocast it computes in float32 all the same: more exact than asked for, and on a CPU faster.
 
@@ -29,10 +29,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from icrl import attention, native
+from icrl import native
+from icrl.attention import cpu
 
 SOURCE = Path(__file__).with_name("block.cpp")
-INCLUDE = Path(attention.__file__).parent / "cpu"
+INCLUDE = Path(cpu.__file__).parent
 MAX_WIDTH = 256
 """Beyond it the products are large enough for a library of them, and the weights leave the cache."""
 MAX_INNER = 4 * MAX_WIDTH
@@ -60,7 +61,10 @@ def refusal(h_BND: Tensor, parts: Parts, heads: int) -> str | None:
 
 
 def fused_block(h_BND: Tensor, parts: Parts, heads: int) -> Tensor:
-    """The block's output [B,N,D], float32; differentiable once, by h and every parameter. Ask `refusal` first."""
+    """The block's output [B,N,D], float32; differentiable once, by h and every parameter.
+
+    Ask `refusal` first. Second derivatives are the composition's alone: ICRL_NATIVE=0.
+    """
     parameters = [tensor for part in parts for tensor in (part.weight, part.bias)]
     return _Block.apply(h_BND, heads, parts[0].eps, *parameters)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -112,7 +116,7 @@ class _Block(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         h, mixed, *parameters = ctx.saved_tensors
-        dh, flat = torch.empty_like(h), h.new_empty(sum(parameter.numel() for parameter in parameters))
+        dh, flat = torch.empty_like(h), torch.empty(sum(parameter.numel() for parameter in parameters))
         _call(
             "practical_block_backward", h, ctx.heads, ctx.epsilon, parameters, (h, mixed, grad.contiguous(), dh, flat)
         )
