@@ -2,8 +2,8 @@
 
 Rivals: `blocked` (ReLU in torch, scores in blocks), `eager` (ReLU in torch, scores T x T), `softmax` (torch's fused
 `scaled_dot_product_attention`, another function of the same products). The kernel reads views of one packed
-[B,T,3,H,D], as a model has them, its rivals contiguous copies; CPU time, medians, all in turn. Useful operations: half of the T x T scores, 4 D each forward
-and 10 D backward; the floor is what `torch.mm` reaches in the same run.
+[B,T,3,H,D], as a model has them, its rivals contiguous copies. CPU time, medians, all in turn. Useful operations: half
+of the T x T scores, 4 D each forward and 10 D backward; the floor is what `torch.mm` reaches in the same run.
 """
 
 from __future__ import annotations
@@ -78,12 +78,17 @@ def ways(shape: Shape, dtype: torch.dtype) -> dict[str, dict[str, Callable[[], o
     def softmax(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return scaled_dot_product_attention(q, k, v, is_causal=True)
 
-    rivals = {"blocked": blocked.blocked_relu_attention, "eager": relu_attention_reference, "softmax": softmax}
-    return {
-        "forward": {"ours": lambda: cpu.forward(q, k, v, factor, Seen())}
-        | {name: partial(work, *separate) for name, work in rivals.items()},
-        "forward and backward": {"ours": ours} | {name: differentiated(work) for name, work in rivals.items()},
+    rivals: dict[str, Callable[..., Tensor]] = {
+        "blocked": blocked.blocked_relu_attention,
+        "eager": relu_attention_reference,
+        "softmax": softmax,
     }
+    forward: dict[str, Callable[[], object]] = {"ours": lambda: cpu.forward(q, k, v, factor, Seen())}
+    both: dict[str, Callable[[], object]] = {"ours": ours}
+    for name, work in rivals.items():
+        forward[name] = partial(work, *separate)
+        both[name] = differentiated(work)
+    return {"forward": forward, "forward and backward": both}
 
 
 def judged(shape: Shape, dtype: torch.dtype, seconds: dict[str, float]) -> tuple[str, bool]:
@@ -126,7 +131,8 @@ def measured(shape: Shape, dtype: torch.dtype, repeats: int) -> list[dict[str, A
 def run(quick: bool) -> dict[str, Any]:  # noqa: FBT001
     """CPU milliseconds, ratios and rates of every shape, type and direction; which targets hold."""
     repeats = 3 if quick else 7
-    if (reason := cpu.refusal(*[torch.zeros(1, 1, 1, 1)] * 3, Seen())) is not None:
+    one = torch.zeros(1, 1, 1, 1)
+    if (reason := cpu.refusal(one, one, one, Seen())) is not None:
         return {"name": "attention", "reason": reason, "rows": [], "passed": False}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
