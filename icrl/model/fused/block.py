@@ -120,7 +120,7 @@ class _Block(torch.autograd.Function):
         _call(
             "practical_block_backward", h, ctx.heads, ctx.epsilon, parameters, (h, mixed, grad.contiguous(), dh, flat)
         )
-        pieces = flat.split([parameter.numel() for parameter in parameters])
+        pieces = torch.split(flat, [parameter.numel() for parameter in parameters])
         return dh, None, None, *(piece.view_as(p) for piece, p in zip(pieces, parameters, strict=True))
 
 
