@@ -19,7 +19,7 @@ import typer
 
 from icrl import cli
 
-NAMES = ("generation", "mdp", "store", "loader", "attention", "decode", "checkpoint")
+NAMES = ("generation", "mdp", "store", "loader", "attention", "step", "decode", "checkpoint")
 ON_REQUEST = ("sweep", "train", "recipe")
 """Take minutes: only by name."""
 

@@ -37,8 +37,6 @@ from icrl.constructions.stream import Stream
 
 EXACT = {torch.float64: 2.0**53, torch.float32: 2.0**24}
 """Whole numbers up to which a dtype holds them all."""
-WIDEST = 256
-"""Numbers that one head may carry."""
 
 
 def ucb_vi(environment: MDPConfig, algorithm: UCBVIConfig, dtype: torch.dtype = torch.float64) -> Construction:
@@ -152,9 +150,7 @@ class _Writer:
         layer = Layer(self.stream)
         shares = [name.replace("_", "_share_", 1) if "_" in name else f"{name}_share" for name in blocks]
         value, into = (Form.cat(*(self.stream[name] for name in names)) for names in (shares, blocks))
-        for first in range(0, len(value), WIDEST):
-            part = slice(first, first + WIDEST)
-            multiply_by_index(layer, value[part], into[part], self.n)
+        multiply_by_index(layer, value, into, self.n)
         return layer
 
     def _count(self) -> Layer:
