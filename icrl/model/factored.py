@@ -108,7 +108,7 @@ class FactoredBlock(nn.Module):
             if cache is not None:
                 mixed = cache.append_and_attend(self.slot + place, q, k, v)
             else:  # a head may carry more numbers than the kernels take at once
-                mixed = torch.cat([relu_attention(q, k, part) for part in v.split(MAX_WIDTH, dim=-1)], dim=-1)
+                mixed = torch.cat([relu_attention(q, k, part) for part in torch.split(v, MAX_WIDTH, dim=-1)], dim=-1)
             out.append(mixed.permute(1, 3, 0, 2).reshape(-1, batch * n_tokens))
         return torch.cat(out)
 
