@@ -1,8 +1,8 @@
 """What heads and neurons are used for: the primitives every construction is written in.
 
-i is the 1-based index of a token, n the index of the last. Each adds heads or neurons to a layer. Attention writes on top
-of what a coordinate holds, and so does the MLP, which reads what attention has written; two primitives of one layer may
-write to the same place.
+i is the 1-based index of a token, n the index of the last. Each adds heads or neurons to a layer. Attention writes on
+top of what a coordinate holds, and so does the MLP, which reads what attention has written; two primitives of one layer
+may write to the same place.
 
 Position terms come first in every score: at j = i they cancel exactly before the rest is added, so that a gate costs no
 bits in float32 where the score is summed in order.

@@ -68,5 +68,5 @@ class Stream:
 
 
 def bandit_stream(dim: int, n_actions: int, scratch: Mapping[str, int]) -> Stream:
-    """The `paper` tokens of a bandit: action a_t [d] and reward [1] | the action set [A d] | logits [A] | scratch | i, i^2, 1."""
+    """The `paper` tokens of a bandit: action a_t [d], reward [1] | set [A d] | logits [A] | scratch | i, i^2, 1."""
     return Stream({"action": dim, "reward": 1, "action_set": n_actions * dim}, n_actions, scratch)

@@ -98,7 +98,7 @@ class FactoredBlock(nn.Module):
     def _attend(self, rows_RP: Tensor, batch: int, n_tokens: int, cache: KVCache | None) -> Tensor:
         """(1/i) sum_j relu(<Q_m h_i, K_m h_j>) S_m h_j of every head, [sum H c, P]."""
         out = []
-        parts = iter(rows_RP.split([size for group in self.groups for size in group.projected]))
+        parts = iter(torch.split(rows_RP, [size for group in self.groups for size in group.projected]))
         for place, group in enumerate(self.groups):
             # tokens stay the last axis in memory
             q, k, v = (
@@ -139,8 +139,8 @@ class FactoredBlock(nn.Module):
     def _factors(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Group by group Q [H,r,D], K [H,r,D], S [H,c,D] and U' [H,c,D]."""
         width = self.project.width
-        rows = iter(self.project.dense().split([size for group in self.groups for size in group.projected]))
-        columns = iter(self.write.dense().t().split([group.heads * group.width for group in self.groups]))
+        rows = iter(torch.split(self.project.dense(), [size for group in self.groups for size in group.projected]))
+        columns = iter(torch.split(self.write.dense().t(), [group.heads * group.width for group in self.groups]))
         for group in self.groups:
             query, key, inner = (next(rows).view(n, -1, width) for n in (group.heads, group.keys, group.keys))
             share = group.heads // group.keys
@@ -168,4 +168,5 @@ def _repeated(x_BGTd: Tensor, share: int) -> Tensor:
 def _norms(rows_HrD: Tensor) -> Tensor:
     """Spectral norms [H] of matrices with few rows."""
     gram = rows_HrD @ rows_HrD.transpose(1, 2)
-    return torch.linalg.eigvalsh(gram)[:, -1].clamp(min=0).sqrt()
+    norms: Tensor = torch.linalg.eigvalsh(gram)[:, -1].clamp(min=0).sqrt()
+    return norms

@@ -5,7 +5,7 @@ Shapes: B trajectories, T rounds, A actions, d dim, N tokens, D embed_dim, M hea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,8 @@ from icrl.tokens import tokenizer_of
 class Transformer(nn.Module):
     """Alg_theta: logits over the action set for every round, in one causal pass.
 
-    `seed` alone decides the weights; the global random state is left as it was. With `blocks` (theory preset) the layers
-    are these, as they are: they may differ in heads, ranks and D', and `config` holds the largest of each. ValueError
+    `seed` alone decides the weights; the global random state is left as it was. With `blocks` (theory preset) these are
+    the layers, as they are: they may differ in heads, ranks and D', and `config` holds the largest of each. ValueError
     when embed_dim cannot hold the theory preset's blocks, or there are no tokens for the environment.
     """
 
@@ -71,6 +71,16 @@ class Transformer(nn.Module):
         fields = self.tokenizer.encode(self._cast(shown), action, reward.to(self.dtype)).to(self.dtype)
         wanted = self.tokenizer.prediction
         return self._run(fields, None, wanted if isinstance(wanted, slice) else wanted[: action.shape[1]])
+
+    @torch.no_grad()
+    def states(self, shown: Tensor, action: Tensor, reward: Tensor) -> Iterator[Tensor]:
+        """The residual stream [B,N,D] before the first layer and after each one, for the arguments of `forward`."""
+        fields = self.tokenizer.encode(self._cast(shown), action, reward.to(self.dtype)).to(self.dtype)
+        h_BND = self.frame.enter(fields, 0)
+        yield h_BND
+        for block in self.blocks:
+            h_BND = block(h_BND, None)
+            yield h_BND
 
     def forward_cached(self, shown: Tensor, previous: tuple[Tensor, Tensor] | None, cache: KVCache) -> Tensor:
         """Logits [B,A] of the next round; `previous` = (action int [B], reward [B]) of the last, None on the first.
