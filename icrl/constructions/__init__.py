@@ -3,3 +3,8 @@
 `form` and `stream` name what a token holds, `layer` collects heads and neurons, `primitives` are the few things heads
 and neurons are used for, and each construction is written in them. Nothing here trains or plays.
 """
+
+from icrl.constructions.assemble import Construction, Report
+from icrl.constructions.linucb import linucb
+
+__all__ = ["Construction", "Report", "linucb"]

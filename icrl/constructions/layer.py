@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -55,12 +56,13 @@ class Layer:
             project += [row for sharing in heads for row in sharing[0].key.rows]
             project += [row for sharing in heads for row in sharing[0].value.rows]
             write += [row for sharing in heads for head in sharing for row in head.into.rows]
+        neurons = [_balanced(read, into) for read, into in self._neurons]
         return FactoredBlock(
             tuple(groups),
             SparseMap(project, width),
             SparseMap(_transposed(write, width), len(write)),
-            SparseMap([read for read, _ in self._neurons], width),
-            SparseMap(_transposed([into for _, into in self._neurons], width), len(self._neurons)),
+            SparseMap([read for read, _ in neurons], width),
+            SparseMap(_transposed([into for _, into in neurons], width), len(neurons)),
             slot=slot,
             radius=radius,
         )
@@ -75,6 +77,18 @@ def _grouped(heads: list[Head]) -> list[list[list[Head]]]:
     for same in sharing.values():
         groups[len(same[0].query), len(same[0].value), len(same)].append(same)
     return list(groups.values())
+
+
+def _balanced(read: Row, into: Row) -> tuple[Row, Row]:
+    """The same neuron with rows of W_1 and columns of W_2 of about the same norm, for a small |||theta|||.
+
+    relu(g x) = g relu(x); g is a power of two, which costs no bit.
+    """
+    norms = [math.hypot(*row.values()) for row in (read, into)]
+    if not all(norms):
+        return {}, {}
+    g = 2.0 ** round(math.log2(norms[1] / norms[0]) / 2)
+    return {c: g * x for c, x in read.items()}, {c: x / g for c, x in into.items()}
 
 
 def _transposed(columns: list[Row], height: int) -> list[dict[int, float]]:

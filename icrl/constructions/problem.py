@@ -37,7 +37,7 @@ class RidgeProblem:
 
     @property
     def smoothness(self) -> float:
-        """beta >= the largest eigenvalue of A / i at both kinds of token, i = 2t - 1 after t - 1 rounds and 2t after t."""
+        """beta >= the largest eigenvalue of A / i at both kinds of token: i = 2t - 1 or 2t, after t - 1 or t rounds."""
         return max(self.ridge, (self.ridge + self.action_bound**2) / 2)
 
     @property

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -53,8 +54,7 @@ class SparseMap(nn.Module):
 
     def matrix(self) -> Tensor:
         """The matrix as a sparse CSR tensor [R,C]."""
-        with warnings.catch_warnings():  # torch says once in a process that the layout is in beta
-            warnings.filterwarnings("ignore", "Sparse CSR tensor support")
+        with _beta():
             return torch.sparse_csr_tensor(
                 self.offsets, self.columns, self.coefficients, (self.height, self.width), check_invariants=False
             )
@@ -78,5 +78,14 @@ class SparseMap(nn.Module):
             index, self.coefficients.double(), (self.height, column.numel()), check_invariants=False
         )
         small = compact if self.height <= column.numel() else compact.t()
-        gram = torch.sparse.mm(small, small.t()).to_dense()
+        with _beta():
+            gram = torch.sparse.mm(small, small.t()).to_dense()
         return float(torch.linalg.eigvalsh(gram)[-1].clamp(min=0).sqrt())
+
+
+@contextmanager
+def _beta() -> Iterator[None]:
+    """Without torch's word, once in a process, that the layout is in beta."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support")
+        yield
