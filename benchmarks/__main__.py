@@ -12,7 +12,7 @@ import typer
 
 from icrl import cli
 
-NAMES = ("generation", "mdp", "store", "loader", "decode")
+NAMES = ("generation", "mdp", "store", "loader", "attention", "decode")
 ON_REQUEST = ("sweep",)
 """Take minutes: only by name."""
 

@@ -34,4 +34,4 @@ class Seen:
     """cu_seqlens: int32 [n + 1], ascending from 0 to N = T; batch 1 holds n documents one after the other, positions
     start anew in each."""
     longest: int | None = None
-    """Tokens of the longest document; None without documents."""
+    """Tokens of the longest document, or more where reading it would make a GPU wait; None without documents."""

@@ -31,8 +31,9 @@ class System:
 
 
 def accelerated_gradient_step(stream: Stream, problem: RidgeProblem, systems: list[System]) -> Layer:
-    """One layer of 4 heads and 4d neurons a system: x <- v - eta grad L(v); v <- x + beta (x - x_previous).
+    """One layer: x <- v - eta grad L(v); v <- x + beta (x - x_previous); x_previous <- x.
 
+    2 heads and 4d neurons a system, and 2 gates that all systems share.
     L(x) = (1 / 2i) x' A x - (1 / i) <x, target> at token i, eta = 1 / (B_a^2 + ridge), beta of kappa = 2 T (B_a^2 +
     ridge) / ridge (section 2.2, with the gradient at v and sums to t - 1, erratum E2).
     """
@@ -57,7 +58,7 @@ def accelerated_gradient_step(stream: Stream, problem: RidgeProblem, systems: li
 def residuals(problem: RidgeProblem) -> Iterator[float]:
     """For L = 1, 2, ...: max_h |e_L(h)| over the eigenvalues h of A / i.
 
-    After L steps x - A^{-1} target = -e_L(A / i) A^{-1} target, with e <- (1 - eta h) f, f <- (1 + beta) e - beta e_before
+    After L steps x - A^{-1} target = -e_L(A / i) A^{-1} target: e <- (1 - eta h) f, f <- (1 + beta) e - beta e_before,
     from e = f = 1. The maximum is taken on 1,024 points of [ridge / 2T, smoothness], evenly spaced in log h.
     """
     eta, beta = _rates(problem)

@@ -22,7 +22,10 @@ class Head:
 
 
 class Layer:
-    """Attention, then MLP. `head` and `neurons` add to it; the primitives are written with these two."""
+    """Attention, then MLP. `head` and `neurons` add to it; the primitives are written with these two.
+
+    Heads with the same Q and K become one: M counts different scores.
+    """
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
@@ -49,7 +52,7 @@ class Layer:
         groups: list[HeadGroup] = []
         project: list[Row] = []
         write: list[Row] = []
-        for heads in _grouped(self._heads):
+        for heads in _grouped(_merged(self._heads)):
             first = heads[0][0]
             groups.append(HeadGroup(sum(map(len, heads)), len(heads), len(first.query), len(first.value)))
             project += [row for sharing in heads for head in sharing for row in head.query.rows]
@@ -68,11 +71,22 @@ class Layer:
         )
 
 
+def _merged(heads: list[Head]) -> list[Head]:
+    """Heads with the same scores as one: its V is the sum of theirs."""
+    same: dict[object, list[Head]] = defaultdict(list)
+    for head in heads:
+        same[_key(head.query), _key(head.key)].append(head)
+    return [
+        Head(each[0].query, each[0].key, Form.cat(*(h.value for h in each)), Form.cat(*(h.into for h in each)))
+        for each in same.values()
+    ]
+
+
 def _grouped(heads: list[Head]) -> list[list[list[Head]]]:
     """Groups of (r, c, heads to a key); in a group, lists of heads with the same key and value."""
-    sharing: dict[tuple[object, ...], list[Head]] = defaultdict(list)
+    sharing: dict[object, list[Head]] = defaultdict(list)
     for head in heads:
-        sharing[tuple(tuple(row.items()) for row in (*head.key.rows, *head.value.rows)), len(head.key)].append(head)
+        sharing[_key(head.key), _key(head.value)].append(head)
     groups: dict[tuple[int, int, int], list[list[Head]]] = defaultdict(list)
     for same in sharing.values():
         groups[len(same[0].query), len(same[0].value), len(same)].append(same)
@@ -89,6 +103,11 @@ def _balanced(read: Row, into: Row) -> tuple[Row, Row]:
         return {}, {}
     g = 2.0 ** round(math.log2(norms[1] / norms[0]) / 2)
     return {c: g * x for c, x in read.items()}, {c: x / g for c, x in into.items()}
+
+
+def _key(form: Form) -> tuple[tuple[tuple[int, float], ...], ...]:
+    """Something to compare forms by."""
+    return tuple(tuple(sorted(row.items())) for row in form.rows)
 
 
 def _transposed(columns: list[Row], height: int) -> list[dict[int, float]]:

@@ -21,10 +21,15 @@ from icrl.constructions.assemble import Construction, assemble
 from icrl.constructions.form import Form
 from icrl.constructions.layer import Layer
 from icrl.constructions.primitives import add_product, add_scaled_product, piecewise_linear, update
-from icrl.constructions.problem import RidgeProblem, require_exact_positions, require_positive, ridge_problem
+from icrl.constructions.problem import (
+    RidgeProblem,
+    require_bandit,
+    require_exact_positions,
+    require_positive,
+    ridge_problem,
+)
 from icrl.constructions.roots import square_root_error, square_root_knots, square_root_pieces
 from icrl.constructions.stream import bandit_stream
-from icrl.tokens import require_readable
 
 SLACK = 1.01
 """How far beyond its bound an approximate number may lie."""
@@ -63,19 +68,19 @@ def linucb(
         ValueError: no bandit with a fixed action set, a number out of its range, a tolerance below what rounding in
             `dtype` costs, or a horizon whose positions `dtype` does not hold exactly.
     """
-    bandit = require_readable(environment)
+    require_bandit(environment)
     require_positive(ridge=ridge, temperature=temperature, tolerance=tolerance, ridge_layers=ridge_layers, knots=knots)
     if knots == 1:
         raise ValueError("knots = 1: expected at least 2, the ends of one chord")
     if not (confidence >= 0 and math.isfinite(confidence)):
         raise ValueError(f"confidence = {confidence}: expected a number >= 0")
-    problem = ridge_problem(bandit, ridge, action_bound, reward_bound)
+    problem = ridge_problem(environment, ridge, action_bound, reward_bound)
     require_exact_positions(problem, dtype)
     sensitivity = Sensitivity(problem, confidence, temperature)
     sensitivity.require_reachable(tolerance, dtype)
     largest = SLACK * problem.width_bound
     pieces = knots - 1 if knots else square_root_pieces(largest, tolerance / 2 / max(sensitivity.root, 1e-9))
-    _require_room(bandit.n_actions, pieces, tolerance)
+    _require_room(environment.n_actions, pieces, tolerance)
     plain = method == "newton_schulz"
     if method == "paper":
         steps = ridge_layers or accelerated_gradient.steps_for(problem, tolerance / 2 / sensitivity.residual)
@@ -91,7 +96,7 @@ def linucb(
     guaranteed = sensitivity.residual * residual + sensitivity.root * square_root_error(largest, pieces)
     epsilon = tolerance * temperature / (12 * problem.action_bound)
     return assemble(
-        bandit,
+        environment,
         layers,
         dtype,
         method=method,
@@ -149,7 +154,10 @@ def _require_room(n_actions: int, pieces: int, tolerance: float) -> None:
 
 
 def _paper_layers(problem: RidgeProblem, confidence: float, temperature: float, steps: int, pieces: int) -> list[Layer]:
-    """Steps 1 and 2 of section 2.2 in the same layers (4 + 4A heads), then step 3 in two."""
+    """Steps 1 and 2 of section 2.2 in the same layers, then step 3 in two.
+
+    Of the 4 + 4A heads the 2 + 2A gates have two different scores: M = 4 + 2A, in step 3 M = 3A.
+    """
     d, A = problem.dim, problem.n_actions
     unknowns = {"ridge_estimate": d, "ridge_previous": d, "ridge_momentum": d}
     unknowns |= {"directions": A * d, "directions_previous": A * d, "directions_momentum": A * d}

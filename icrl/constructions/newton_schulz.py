@@ -2,7 +2,8 @@
 
 Y = A X with X a polynomial in A; X <- X (a - b Y), Y <- Y (a - b Y). Both products are of parts of the same token and
 read the same Y, so one attention layer makes a step. Newton-Schulz is a = 2, b = 1; a = 4 / (1 + m), b = 4 / (1 + m)^2
-maps a spectrum within [m, 1] into [4m / (1 + m)^2, 1], the best that a quadratic does.
+maps a spectrum within [m, 1] into [4m / (1 + m)^2, 1], the best that a quadratic does: n such steps are the Chebyshev
+iteration of degree 2^n (docs/theory/log-depth-ridge.md).
 """
 
 from __future__ import annotations

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 import torch
 
-from icrl.config import BanditConfig, BernoulliBanditConfig, GaussianBanditConfig, LinearBanditConfig
+from icrl.config import (
+    BanditConfig,
+    BernoulliBanditConfig,
+    EnvironmentConfig,
+    GaussianBanditConfig,
+    GridWorldConfig,
+    LinearBanditConfig,
+    TabularMDPConfig,
+)
 
 GAUSSIAN_REACH = 6.0
 """Standard deviations within which Gaussian noise is assumed to stay; a draw lies beyond with probability 2e-9."""
@@ -79,6 +87,14 @@ def ridge_problem(
         action_bound=bound,
         reward_bound=reward_bound or _reward_bound(environment, bound),
     )
+
+
+def require_bandit(environment: EnvironmentConfig) -> None:
+    """ValueError unless the environment is a bandit with a fixed action set."""
+    if isinstance(environment, TabularMDPConfig | GridWorldConfig):
+        raise ValueError(f"environment.kind = {environment.kind}: expected a bandit")
+    if isinstance(environment, LinearBanditConfig) and environment.action_set == "fresh":
+        raise ValueError("environment.action_set = fresh: expected fixed, a token holds the one action set")
 
 
 def require_positive(**values: float | None) -> None:

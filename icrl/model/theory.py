@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from icrl.attention import KVCache, attention
+from icrl.attention import KVCache, relu_attention
 from icrl.config import ModelConfig
 
 
@@ -46,7 +46,7 @@ class TheoryBlock(nn.Module):
         q, k, v = (self._heads(h_BND, matrix) for matrix in (self.query, self.key, self.value))
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        h_BND = h_BND + attention(q, k, v, "relu").sum(1)
+        h_BND = h_BND + relu_attention(q, k, v).sum(1)
         h_BND = h_BND + linear(torch.relu(linear(h_BND, self.mlp_in)), self.mlp_out)
         return clip(h_BND, self.radius)
 

@@ -21,6 +21,17 @@ from icrl.streams import Split
 PAPER = LinearBanditConfig()
 SMALL = LinearBanditConfig(dim=3, n_actions=4, horizon=25)
 SEED = 7
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Products this small wait for a second thread longer than they take."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 METHODS = pytest.mark.parametrize("method", ["paper", "newton_schulz", "log_depth"])
 
 
@@ -88,7 +99,7 @@ def test_the_paper_s_depth_is_what_the_error_asks_for():
 def test_reported_sizes():
     A, d = SMALL.n_actions, SMALL.dim
     paper, deep = linucb(SMALL, ridge_layers=7, knots=21), linucb(SMALL, method="log_depth", ridge_layers=5, knots=21)
-    assert (paper.report.layers, paper.report.heads) == (9, 4 + 4 * A)
+    assert (paper.report.layers, paper.report.heads) == (9, max(4 + 2 * A, 3 * A))
     assert (paper.report.embed_dim, paper.report.mlp_dim) == (d + 1 + A * d + A + 3 * d + 3 * A * d + 3 * A + 3, 84)
     assert (deep.report.layers, deep.report.heads) == (8, max(2 * d * (d + 1), 2 * d * (A + 1)))
     assert paper.report.theorem["layers"] > 100
@@ -100,7 +111,7 @@ def test_reported_sizes():
 
 @pytest.mark.parametrize("method", ["paper", "log_depth"])
 def test_online_it_plays_as_the_algorithm_does(method):
-    model = linucb(SMALL, method=method, ridge_layers=60 if method == "paper" else None)
+    model = linucb(SMALL, method=method, ridge_layers=30 if method == "paper" else None)
     assert_same_regret(SMALL, model, 20)
 
 
@@ -150,24 +161,30 @@ def test_chords_of_the_square_root(pieces):
     assert square_root_pieces(5.0, square_root_error(5.0, pieces) * 1.0001) == pieces
 
 
+@pytest.mark.parametrize("condition", [3.0, 1200.0, 1e6])
+@pytest.mark.parametrize("n_steps", [1, 4, 9])
+def test_n_steps_are_the_chebyshev_polynomial_of_degree_two_to_the_n(condition, n_steps):
+    optimum = 1 / np.cosh(2.0**n_steps * np.arccosh((condition + 1) / (condition - 1)))
+    assert newton_schulz.schedule(condition, n_steps).error == pytest.approx(optimum, rel=1e-6, abs=1e-15)
+
+
 @pytest.mark.parametrize("condition", [2.0, 1e3, 1e7])
 def test_schedules_hold_for_every_spectrum(condition):
     for plain in (False, True):
         n_steps = newton_schulz.steps_for(condition, 1e-6, plain=plain)
         plan = newton_schulz.schedule(condition, n_steps, plain=plain)
-        y = y0 = np.geomspace(1 / condition, 1, 10_001)
+        y = np.geomspace(1 / condition, 1, 10_001)
         for step in plan.steps:
             y = y * (step.a - step.b * y)
             assert y.max() <= 1 + 1e-12
         assert np.abs(plan.centre * y - 1).max() <= plan.error + 1e-12 <= 1e-6 + 1e-12
-        assert y0[0] > 0
-        bound = np.log(condition) / np.log(2 if plain else 4) + np.log2(np.log(1e6)) + 2
-        assert n_steps <= np.ceil(bound)
+        share = 1 if plain else 0.5
+        assert n_steps <= np.ceil(share * np.log2(condition) + np.log2(np.log(2e6)))
 
 
 def test_the_theorem_s_formulae():
     problem = ridge_problem(PAPER, 1.0, reward_bound=np.sqrt(5) * np.sqrt(5) + 1.5)
-    assert theorem_steps(problem, 0.01) == 2318  # section 2.2 at the paper's setting
+    assert theorem_steps(problem, 0.01 / (12 * np.sqrt(5))) == 2318  # section 2.2 at the paper's setting
     assert (problem.theorem_condition, problem.condition) == (pytest.approx(2400), pytest.approx(1200))
     assert residual(problem, 50) > residual(problem, 400) > residual(problem, 1500)
 
@@ -234,7 +251,8 @@ def test_at_the_paper_s_setting(options, bound, layers):
 
 @pytest.mark.slow
 def test_400_layers_play_20_environments():
-    assert_same_regret(PAPER, linucb(PAPER, ridge_layers=398, knots=200), 20, group=5)
+    model = linucb(PAPER, ridge_layers=398, knots=200, tolerance=5e-3, dtype=torch.float32)
+    assert_same_regret(PAPER, model, 20)
 
 
 @pytest.mark.slow
