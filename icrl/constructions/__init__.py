@@ -1,10 +1,13 @@
 """The paper's theorems as explicit weights: transformers of the theory preset that run an algorithm.
 
 `form` and `stream` name what a token holds, `layer` collects heads and neurons, `primitives` are the few things heads
-and neurons are used for, and each construction is written in them. Nothing here trains or plays.
+and neurons are used for, and each construction is written in them. Nothing here trains; `sampled` alone plays.
 """
 
 from icrl.constructions.assemble import Construction, Report
+from icrl.constructions.beta_thompson import beta_thompson
 from icrl.constructions.linucb import linucb
+from icrl.constructions.sampled import SampledThompson
+from icrl.constructions.thompson import thompson
 
-__all__ = ["Construction", "Report", "linucb"]
+__all__ = ["Construction", "Report", "SampledThompson", "beta_thompson", "linucb", "thompson"]

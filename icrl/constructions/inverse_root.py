@@ -1,8 +1,9 @@
 """Depth O(log T): the inverse square root of a matrix held in the token, two layers a step.
 
-Y = A X^2 with X a polynomial in A, so that Y -> I makes X -> A^{-1/2}: X <- X (a - b Y), Y <- Y (a - b Y)^2. Newton-Schulz
-is a = 3/2, b = 1/2. On a spectrum within [m, 1] the best cubic y (a - b y)^2 with a >= b (so that no eigenvalue of X
-changes its sign) reaches 1 inside and the same least value at both ends: small eigenvalues grow by up to 27/4 a step.
+Y = A X^2 with X a polynomial in A, so that Y -> I makes X -> A^{-1/2}: X <- X (a - b Y), Y <- Y (a - b Y)^2.
+Newton-Schulz is a = 3/2, b = 1/2. On a spectrum within [m, 1] the best cubic y (a - b y)^2 with a >= b (so that no
+eigenvalue of X changes its sign) reaches 1 inside and the same least value at both ends: small eigenvalues grow by up
+to 27/4 a step.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What Thompson sampling for linear bandits draws from, in the token (Thm 10, steps 1 to 3).
 
-The blocks `means` [A] = <mu_t, a_k> and `spreads` [A d] = sqrt(r) Sigma_t^{-1/2} a_k, Sigma_t = (r / lambda) I + sum_{j<t}
-a_j a_j' and mu_t = Sigma_t^{-1} sum a_j r_j: the index of action k is <mu_t, a_k> + <spread_k, z> for z ~ N(0, I).
+The blocks `means` [A] = <mu_t, a_k> and `spreads` [A d] = sqrt(r) Sigma_t^{-1/2} a_k, Sigma_t = (r / lambda) I +
+sum_{j<t} a_j a_j' and mu_t = Sigma_t^{-1} sum a_j r_j: the index of action k is <mu_t, a_k> + <spread_k, z>, z normal.
 
 `paper_posterior`: accelerated gradient descent, the square root by Pade, each partial fraction a system of its own.
 `log_depth_posterior`: the inverse square root of the matrix in the token (`inverse_root`).
@@ -10,13 +10,13 @@ a_j a_j' and mu_t = Sigma_t^{-1} sum a_j r_j: the index of action k is <mu_t, a_
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 
 from icrl.constructions.accelerated_gradient import System, accelerated_gradient_step
 from icrl.constructions.form import Form
 from icrl.constructions.inverse_root import inverse_root, root_moments, root_schedule
 from icrl.constructions.layer import Layer
 from icrl.constructions.newton_schulz import SLACK, Matrix
+from icrl.constructions.pade import Pade
 from icrl.constructions.primitives import (
     add_mean,
     add_product,
@@ -27,36 +27,6 @@ from icrl.constructions.primitives import (
 )
 from icrl.constructions.problem import RidgeProblem
 from icrl.constructions.stream import Stream
-
-
-@dataclass(frozen=True)
-class Pade:
-    """Sigma^{1/2} = sqrt(mu) (I + sum_j (I + b_j X)^{-1} a_j X) + E, X = (Sigma - mu I) / mu (section 2.3, 2a-2c)."""
-
-    shift: float
-    """mu = sqrt(T ridge (B_a^2 + ridge))."""
-    a: tuple[float, ...]
-    b: tuple[float, ...]
-    error: float
-    """|E|."""
-
-    @classmethod
-    def of(cls, problem: RidgeProblem, terms: int) -> Pade:
-        """The approximant of `terms` partial fractions for every Sigma_t of the problem."""
-        m, T, ridge = terms, problem.horizon, problem.ridge
-        smooth = problem.action_bound**2 + ridge
-        angles = [j * math.pi / (2 * m + 1) for j in range(1, m + 1)]
-        quarter = (T * smooth / ridge) ** 0.25
-        rho = (quarter + 1) / (quarter - 1)
-        error = max(
-            2 * math.sqrt(T * smooth) / (1 + rho ** (2 * m + 1)), 2 * math.sqrt(ridge) / (rho ** (2 * m + 1) - 1)
-        )
-        return cls(
-            math.sqrt(T * ridge * smooth),
-            tuple(2 / (2 * m + 1) * math.sin(angle) ** 2 for angle in angles),
-            tuple(math.cos(angle) ** 2 for angle in angles),
-            error,
-        )
 
 
 def paper_scratch(problem: RidgeProblem, terms: int) -> dict[str, int]:
@@ -74,8 +44,8 @@ def paper_posterior(
 ) -> list[Layer]:
     """Thm 10, steps 1 to 3: 3 + 2 `steps` + 1 layers, the estimate solved beside the fractions.
 
-    Every system has a step size and a momentum of its own: with the printed 1 / (B_a^2 + ridge) the fractions of small b_j
-    diverge at early tokens, where their Hessian is about (1 - b_j) mu / i (erratum E3).
+    Every system has a step size and a momentum of its own: with the printed 1 / (B_a^2 + ridge) the fractions of small
+    b_j diverge at early tokens, where their Hessian is about (1 - b_j) mu / i (erratum E3).
     """
     d, A = problem.dim, problem.n_actions
     pade = Pade.of(problem, terms)
@@ -96,12 +66,8 @@ def paper_posterior(
         for j, (a, b) in enumerate(zip(pade.a, pade.b, strict=True)):
             names = ("fractions", "fractions_previous", "fractions_momentum")
             blocks = (part(name, (k * terms + j) * d) for name in names)
-            own = replace(
-                problem,
-                ridge=(1 - b) * pade.shift + b * problem.ridge,
-                action_bound=math.sqrt(b) * problem.action_bound,
-            )
-            systems.append(System(*blocks, a * part("shifted", k * d), problem=own, weight=b))
+            target = a * part("shifted", k * d)
+            systems.append(System(*blocks, target, problem=pade.system(problem, j), weight=b))
     solve = accelerated_gradient_step(stream, problem, systems)
 
     combine = Layer(stream)
