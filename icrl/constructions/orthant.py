@@ -30,7 +30,7 @@ REACH = 5.0
 MOST_ACTIONS = 8
 """A up to which a fit is tried: its inputs grow with A^2, and orthant probabilities get harder."""
 _KNOTS = 10
-_STEPS = 1500
+_STEPS = 1000
 _BATCH = 256
 _POINTS = 6000
 

@@ -42,7 +42,7 @@ def paper_scratch(problem: RidgeProblem, terms: int) -> dict[str, int]:
 def paper_posterior(
     stream: Stream, problem: RidgeProblem, noise_variance: float, terms: int, steps: int
 ) -> list[Layer]:
-    """Thm 10, steps 1 to 3: 3 + 2 `steps` + 1 layers, the estimate solved beside the fractions.
+    """Thm 10, steps 1 to 3: 4 + 2 `steps` layers, the estimate solved beside the fractions.
 
     Every system has a step size and a momentum of its own: with the printed 1 / (B_a^2 + ridge) the fractions of small
     b_j diverge at early tokens, where their Hessian is about (1 - b_j) mu / i (erratum E3).

@@ -50,7 +50,7 @@ def thompson(
 ) -> Construction:
     """The transformer that plays Thompson sampling in these environments.
 
-    method: how Sigma_t^{-1/2} comes about. paper: the square root by Pade and gradient descent, L = 5 + 2 steps and
+    method: how Sigma_t^{-1/2} comes about. paper: the square root by Pade and gradient descent, L = 4 + 2 steps and
     more; log_depth: the inverse root of the matrix in the token, L = 3 + 2 steps and what `read` takes (1 or 3).
     tolerance: of every sqrt(r) Sigma_t^{-1/2} a, for every history within the bounds; steps (of the inverse root, or of
     each gradient descent) and terms (partial fractions of the paper's root) follow from it unless given.
