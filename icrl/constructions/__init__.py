@@ -5,9 +5,9 @@ and neurons are used for, and each construction is written in them. Nothing here
 """
 
 from icrl.constructions.assemble import Construction, Report
-from icrl.constructions.beta_thompson import beta_thompson
-from icrl.constructions.linucb import linucb
+from icrl.constructions.bernoulli_thompson import beta_thompson
+from icrl.constructions.linear_thompson import thompson
 from icrl.constructions.sampled import SampledThompson
-from icrl.constructions.thompson import thompson
+from icrl.constructions.soft_linucb import Method, linucb
 
-__all__ = ["Construction", "Report", "SampledThompson", "beta_thompson", "linucb", "thompson"]
+__all__ = ["Construction", "Method", "Report", "SampledThompson", "beta_thompson", "linucb", "thompson"]
