@@ -89,7 +89,7 @@ def _row(part: str, model: Construction, problem: RidgeProblem, **found: float) 
 
 def _built(environment: LinearBanditConfig, prior_variance: float = 1.0, **options: Any) -> Construction:
     algorithm = ThompsonConfig(prior_variance=prior_variance)
-    return thompson(environment, algorithm, **({"read": "samples", "temperature": 1.0} | options))
+    return thompson(environment, algorithm, read="samples", temperature=1.0, **options)
 
 
 def rows() -> Iterator[Row]:

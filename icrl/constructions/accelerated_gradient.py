@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
@@ -24,9 +24,9 @@ class System:
     previous: Form
     momentum: Form
     target: Form | None = None
-    problem: RidgeProblem | None = None
+    problem: RidgeProblem | None = field(default=None, kw_only=True)
     """None: the problem of all systems."""
-    weight: float = 1.0
+    weight: float = field(default=1.0, kw_only=True)
     """A = ridge I + weight sum_j a_j a_j'; `problem.action_bound` bounds sqrt(weight) |a|."""
 
 

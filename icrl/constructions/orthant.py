@@ -116,8 +116,7 @@ def fit(n_actions: int) -> Fit:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.02, total_steps=_STEPS)
     for batch in rng.integers(_POINTS, size=(_STEPS, _BATCH)):
         loss = _divergence(_log_share(inputs[batch], weights, out), exact[batch]).mean()
-        optimiser.zero_grad()
-        loss.backward()
+        weights.grad, out.grad = torch.autograd.grad(loss, [weights, out])
         optimiser.step()
         schedule.step()
     unseen, wanted = (torch.from_numpy(x).float() for x in _points(rng, _POINTS, n_actions))

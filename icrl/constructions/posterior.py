@@ -32,11 +32,10 @@ from icrl.constructions.stream import Stream
 def paper_scratch(problem: RidgeProblem, terms: int) -> dict[str, int]:
     """Blocks of `paper_posterior`."""
     d, A = problem.dim, problem.n_actions
-    scratch = {"ridge_estimate": d, "ridge_previous": d, "ridge_momentum": d}
-    scratch |= {"shifted_share": A * d, "shifted": A * d, "root_actions": A * d, "means": A}
-    for name in ("fractions", "fractions_previous", "fractions_momentum"):
-        scratch[name] = A * terms * d
-    return scratch | {"spreads": A * d, "spreads_previous": A * d, "spreads_momentum": A * d}
+    scratch = {"shifted_share": A * d, "shifted": A * d, "root_actions": A * d, "means": A}
+    for name, width in (("ridge_estimate", d), ("fractions", A * terms * d), ("spreads", A * d)):
+        scratch |= {name: width, f"{name}_previous": width, f"{name}_momentum": width}
+    return scratch
 
 
 def paper_posterior(
@@ -53,6 +52,10 @@ def paper_posterior(
     def part(name: str, first: int) -> Form:
         return stream[name][first : first + d]
 
+    def system(name: str, first: int, target: Form | None, own: RidgeProblem, weight: float = 1.0) -> System:
+        x, before, v = (part(name + role, first) for role in ("", "_previous", "_momentum"))
+        return System(x, before, v, target, problem=own, weight=weight)
+
     share = Layer(stream)
     for k in range(A):
         action = part("action_set", k * d)
@@ -61,13 +64,11 @@ def paper_posterior(
     whole = Layer(stream)
     multiply_by_index(whole, stream["shifted_share"], stream["shifted"], problem.last)
 
-    systems = [System(*(stream[name] for name in ("ridge_estimate", "ridge_previous", "ridge_momentum")))]
+    systems = [system("ridge_estimate", 0, None, problem)]
     for k in range(A):
         for j, (a, b) in enumerate(zip(pade.a, pade.b, strict=True)):
-            names = ("fractions", "fractions_previous", "fractions_momentum")
-            blocks = (part(name, (k * terms + j) * d) for name in names)
             target = a * part("shifted", k * d)
-            systems.append(System(*blocks, target, problem=pade.system(problem, j), weight=b))
+            systems.append(system("fractions", (k * terms + j) * d, target, pade.system(problem, j), b))
     solve = accelerated_gradient_step(stream, problem, systems)
 
     combine = Layer(stream)
@@ -77,10 +78,8 @@ def paper_posterior(
             total = total + part("fractions", (k * terms + j) * d)
         update(combine, math.sqrt(pade.shift * noise_variance) * total, part("root_actions", k * d))
 
-    names = ("spreads", "spreads_previous", "spreads_momentum", "root_actions")
-    spreads = accelerated_gradient_step(
-        stream, problem, [System(*(part(name, k * d) for name in names)) for k in range(A)]
-    )
+    last = [system("spreads", k * d, part("root_actions", k * d), problem) for k in range(A)]
+    spreads = accelerated_gradient_step(stream, problem, last)
     index = Layer(stream)
     for k in range(A):
         bound = SLACK * problem.action_bound * problem.estimate_bound
