@@ -105,11 +105,16 @@ def thompson(
         stream = bandit_stream(d, A, posterior | best_action.pairs_scratch(A) | orthant.scratch(A))
         last = best_action.fitted(stream, problem, variance, separation, knots, fit)
         choices |= {"fit_neurons": len(fit.out), "fit_divergence": fit.divergence, "fit_largest": fit.largest}
+    theorem = {
+        "layers": pade.theorem_layers(problem, tolerance),
+        "terms": pade.theorem_terms(problem, tolerance),
+        "condition": problem.theorem_condition / 2,
+    }
     if method == "log_depth":
         layers = log_depth_posterior(stream, problem, variance, steps)
     else:
         layers = paper_posterior(stream, problem, variance, int(choices["terms"]), steps)
-    return assemble(environment, [*layers, *last], dtype, method=f"{method}, {read}", choices=choices)
+    return assemble(environment, [*layers, *last], dtype, method=f"{method}, {read}", choices=choices, theorem=theorem)
 
 
 def _require_options(n_actions: int, read: str, method: str, knots: int, floor: float) -> None:

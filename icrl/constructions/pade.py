@@ -84,3 +84,22 @@ def steps_for(problem: RidgeProblem, variance: float, terms: int, error: float) 
         )
     errors = spread_errors(problem, variance, Pade.of(problem, terms))
     return next(steps for steps, found in enumerate(errors, start=1) if found <= error)
+
+
+def theorem_terms(problem: RidgeProblem, error: float) -> float:
+    """m of Thm 10 for |E| <= error: (kappa^{1/4} / 4 + 1) times the larger of two logarithms, kappa = T (B_a^2 +
+    ridge) / ridge; not rounded."""
+    T, ridge = problem.horizon, problem.ridge
+    smooth = problem.action_bound**2 + ridge
+    logs = (math.log(2 * math.sqrt(T * smooth) / error), math.log(2 * math.sqrt(ridge) / error + 1))
+    return ((T * smooth / ridge) ** 0.25 / 4 + 1) * max(map(math.ceil, logs))
+
+
+def theorem_layers(problem: RidgeProblem, error: float) -> int:
+    """L of Thm 10, steps 1 to 3, for sqrt(r) Sigma^{-1/2} a to `error`: both gradient descents and 4 layers."""
+    T, ridge, smooth = problem.horizon, problem.ridge, problem.action_bound**2 + problem.ridge
+    rate = 2 * math.sqrt(2 * T * smooth / ridge)
+    each = error / theorem_terms(problem, error)
+    fractions = (1 + T * smooth / ridge) * problem.action_bound * T * smooth / (ridge * each)
+    last = (2 * T * smooth + ridge) * problem.action_bound / (ridge**2 * error)
+    return math.ceil(rate * math.log(fractions)) + math.ceil(rate * math.log(last)) + 4

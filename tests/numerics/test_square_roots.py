@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from icrl.constructions.inverse_root import root_schedule, root_steps_for
-from icrl.constructions.pade import Pade, spread_errors, steps_for, terms_for
+from icrl.constructions.pade import Pade, spread_errors, steps_for, terms_for, theorem_layers, theorem_terms
 from icrl.constructions.problem import RidgeProblem
 
 PAPER = RidgeProblem(5, 10, 200, ridge=2.25, action_bound=5**0.5, reward_bound=10.0)
@@ -28,7 +28,8 @@ def test_sizes_of_the_paper_s_route():
     errors = spread_errors(PAPER, 2.25, Pade.of(PAPER, terms))
     found = [next(errors) for _ in range(steps)]
     assert found[-1] <= 1e-4 < found[-2]
-    assert Pade.of(PAPER, terms - 1).error > Pade.of(PAPER, terms).error
+    assert theorem_terms(PAPER, 1e-2) == pytest.approx(20.3, abs=0.05)  # section 2.3
+    assert theorem_layers(PAPER, 1e-4) > 2 * steps + 4
 
 
 @pytest.mark.parametrize("condition", [1.0, 2.0, 1e3, 1e7])
