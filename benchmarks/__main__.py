@@ -5,15 +5,22 @@ from __future__ import annotations
 import importlib
 import json
 import platform
+import sys
 from pathlib import Path
 from typing import Annotated, Any
+
+if __name__ == "__main__" and sys.argv[1:2] == ["attention"] and "--gpu" in sys.argv:
+    # before the imports below: a GPU machine may have torch, Triton and NumPy only
+    from benchmarks import attention_gpu
+
+    sys.exit(attention_gpu.main(check_only="--check" in sys.argv))
 
 import typer
 
 from icrl import cli
 
-NAMES = ("generation", "mdp", "store", "loader", "attention", "decode")
-ON_REQUEST = ("sweep",)
+NAMES = ("generation", "mdp", "store", "loader", "attention", "step", "decode", "checkpoint")
+ON_REQUEST = ("sweep", "train", "recipe")
 """Take minutes: only by name."""
 
 app = cli.application("Measure what the system does against the reference's way, in the same run.")
@@ -29,8 +36,10 @@ def main(
 ) -> None:
     """Measure what the system does against the reference's way, in the same run.
 
+    attention --gpu measures the kernels of the CUDA device at hand instead, --check only checks them: docs/gpu.md.
+
     Medians, of CPU time where the work allows it: these figures hold on a machine shared with others. Without names all
-    but sweep, which takes minutes.
+    but those that take minutes.
     """
     with cli.usage_errors():
         unknown = [name for name in names or () if name not in NAMES + ON_REQUEST]

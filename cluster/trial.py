@@ -24,7 +24,6 @@ from icrl.progress import Progress, watching
 from icrl.run_dir import RunDirectory, State
 from train.launch import TrainPlan
 
-_COLLECTIVE_TIMEOUT_S = 600
 _STOP_POLL_S = 0.5
 _POLL_S = 0.2
 _SCRATCH = ".ray"
@@ -127,7 +126,9 @@ def _trainer(loaded: Loaded, plan: TrainPlan, scratch: Path, resources: Mapping[
         _worker,
         train_loop_config={"loaded": loaded},
         torch_config=ProcessGroupConfig(
-            backend="nccl" if gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_S, meeting=str(scratch)
+            backend="nccl" if gpu else "gloo",
+            timeout_s=loaded.config.train.collective_timeout_s,
+            meeting=str(scratch),
         ),
         scaling_config=ScalingConfig(
             num_workers=plan.workers,

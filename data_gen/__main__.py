@@ -6,20 +6,9 @@ import resource
 from typing import Annotated, Any, Literal
 
 import typer
-from typer.core import TyperGroup
 
 from icrl import cli
 from icrl.config import Config
-
-
-class _Commands(TyperGroup):
-    """A group whose first word may be a config: then it is `generate`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in {*self.commands, *ctx.help_option_names}:
-            args = ["generate", *args]
-        return super().parse_args(ctx, args)
-
 
 app = cli.application("Generate a dataset of trajectories; check, repair and look at one.")
 
@@ -31,7 +20,7 @@ Full = Annotated[bool, typer.Option("--full", help="Make every chunk again, not 
 Actors = Annotated[str, typer.Option("--actors", help="As dataset.actors: 0 works in this process.", metavar="N|auto")]
 
 
-@app.callback(cls=_Commands, subcommand_metavar="CONFIG [key=value]... | COMMAND [ARGS]...")
+@app.callback(cls=cli.with_default("generate"), subcommand_metavar="CONFIG [key=value]... | COMMAND [ARGS]...")
 def commands() -> None:
     """Generate a dataset of trajectories; check, repair and look at one.
 

@@ -9,6 +9,7 @@ the directory's name.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import secrets
@@ -70,12 +71,15 @@ class Board:
         self._writer.file_writer.add_summary(config, 0, began)
         for record in kept:
             self._write(record)
-        self._stream = run.metrics.open("ab")
+        self._stream = run.metrics.open("ab", buffering=0)  # a buffer would be written again when it is closed
 
     def scalars(self, step: int, tags: Mapping[str, float], images: Mapping[str, Path] | None = None) -> None:
         """Append one record; `images` are PNG files in the run directory.
 
         A value that is not finite is recorded as health/nonfinite = 1 beside the others.
+
+        Raises:
+            OSError: the disk is full, or refuses; names the file.
         """
         values: dict[str, float] = {}
         for tag in (*tags, *(images or ())):
@@ -89,14 +93,19 @@ class Board:
         record: Record = {"step": step, "time": time.time(), "tags": values}
         if images:
             record["images"] = {tag: str(png.relative_to(self._run.path)) for tag, png in images.items()}
-        self._stream.write(_line(record))
-        self._stream.flush()
+        self._append(_line(record))
         self._write(record)
 
     def flush(self) -> None:
-        """Put what was recorded on disk."""
-        self._stream.flush()
-        self._writer.flush()
+        """Put what was recorded on disk.
+
+        Raises:
+            OSError: the disk is full, or refuses; names the run.
+        """
+        try:
+            self._writer.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._run.path)) from error
 
     def close(self, outcome: Outcome | None = None) -> None:
         """Flush and close both files; the hparams are closed with the outcome, by default what the run's state says.
@@ -107,9 +116,21 @@ class Board:
         if outcome is not None:
             self._writer.file_writer.add_summary(hparams.end(outcome, time.time()))
         self._stream.close()
-        self._writer.close()
+        # what a full disk refuses is written again, from the records, when the board is next opened
+        with contextlib.suppress(OSError):
+            self._writer.close()
+
+    def _append(self, line: bytes) -> None:
+        while line:
+            try:
+                line = line[self._stream.write(line) :]
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self._run.metrics)) from error
 
     def _write(self, record: Record) -> None:
+        if not self._writer.file_writer.event_writer._worker.is_alive():
+            # tensorboardX writes in a thread that a full disk ends; its queue would then block for ever
+            raise OSError(errno.EIO, "TensorBoard's events cannot be written", str(self._run.path))
         for tag, value in record["tags"].items():
             self._writer.add_scalar(tag, value, record["step"], walltime=record["time"])
         for tag, name in record.get("images", {}).items():

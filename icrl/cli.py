@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from icrl.config import ConfigError, Loaded, StorageConfig, dump, load
 
@@ -41,6 +42,18 @@ def application(help_text: str) -> typer.Typer:
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
+
+
+def with_default(default: str) -> type[TyperGroup]:
+    """Commands of which `default` needs no name: it is meant where the first word is no command, but a config."""
+
+    class Commands(TyperGroup):
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            if args and args[0] not in {*self.commands, *ctx.help_option_names}:
+                args = [default, *args]
+            return super().parse_args(ctx, args)
+
+    return Commands
 
 
 LENIENT: dict[str, Any] = {"ignore_unknown_options": True}

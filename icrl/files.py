@@ -53,7 +53,9 @@ def atomic_write_all(files: Mapping[Path, Iterable[Any]], *, durable: bool = Tru
                     os.fsync(file.fileno())
         for path, partial in partials.items():
             partial.replace(path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno and not error.filename:  # a full disk has told no name
+            error.filename = str(next(iter(files)))
         for partial in partials.values():
             partial.unlink(missing_ok=True)
         raise
@@ -65,6 +67,15 @@ def atomic_write_all(files: Mapping[Path, Iterable[Any]], *, durable: bool = Tru
 def fsync_directory(directory: Path) -> None:
     """Make renames and creations in a directory durable."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_file(path: Path) -> None:
+    """Make what was written to a file durable, whoever wrote it."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

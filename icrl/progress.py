@@ -21,6 +21,8 @@ class Progress:
 
     def __init__(self) -> None:
         self._live = sys.stderr.isatty()
+        self._from: tuple[float, float] | None = None
+        """How far the stage was when it was first heard of, and when that was."""
         self._stage, self._total, self._began, self._spoke = "", 0.0, 0.0, 0.0
         if self._live:
             from rich.console import Console
@@ -53,6 +55,7 @@ class Progress:
         """Begin a stage of `total` units."""
         self._stage, self._total, self._began = stage, total, time.monotonic()
         self._spoke = self._began
+        self._from = None
         if self._live:
             self._task = self._bars.add_task(stage, total=total, note="")
 
@@ -62,10 +65,14 @@ class Progress:
             self._bars.update(self._task, completed=done, note=note)
             return
         now = time.monotonic()
+        self._from = self._from or (done, self._began if done == 0 else now)
         if now - self._spoke >= _INTERVAL:
             self._spoke = now
-            share = 100 * done / max(self._total, 1)
-            self.say(f"{self._stage}: {share:.0f}% after {now - self._began:.0f} s{', ' + note if note else ''}")
+            taken, begun = now - self._began, self._from[0]
+            rate = (done - begun) / max(now - self._from[1], 1e-9)  # a stage that resumes is not begun at nothing
+            left = f", {_duration((self._total - done) / rate)} left" if rate > 0 else ""
+            share = done / max(self._total, 1)
+            self.say(f"{self._stage}: {share:.0%} after {_duration(taken)}{left}{', ' + note if note else ''}")
 
     def finish(self, note: str) -> None:
         """End the stage with a line that stays."""
@@ -80,6 +87,13 @@ class Progress:
             self._bars.console.print(line, highlight=False)
         else:
             print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _duration(seconds: float) -> str:
+    """`42 s`, `12 min` or `3.5 h`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 @contextlib.contextmanager

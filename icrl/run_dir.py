@@ -103,7 +103,8 @@ class RunDirectory:
         """The directory the run will use, without touching it.
 
         Raises:
-            RunConflictError: it holds a run of another config (the difference is in the message) or other files.
+            RunConflictError: it holds a run of another config (the difference is in the message) or other files. What
+                `Config.may_change` names may differ: named by `run.dir`, a run goes on under it.
         """
         run = RunDirectory(default_path(loaded.config))
         try:
@@ -123,7 +124,11 @@ class RunDirectory:
                     f"run.dir = {run.path}: expected an empty directory or a run, got {listed}; choose another run.dir"
                 )
             return run
-        changes = difference(identity(run.config()), identity(loaded.config))
+        changes = [
+            change
+            for change in difference(identity(run.config()), identity(loaded.config))
+            if change.partition(":")[0] not in loaded.config.may_change
+        ]
         if changes:
             raise RunConflictError(
                 f"run.dir = {run.path}: holds a run of another config:\n  "
@@ -220,8 +225,14 @@ class RunDirectory:
         except Exception as error:
             if self.status()["state"] != "diverged":
                 first = (str(error).splitlines() or [""])[0]
-                self.set_status("failed", error=f"{type(error).__name__}: {first}")
+                with contextlib.suppress(OSError):  # on a full disk the status stays what it was
+                    self.set_status("failed", error=f"{type(error).__name__}: {first}")
             raise
+
+    def settle_failed(self, reason: str) -> None:
+        """Set right the status of a run whose training ended without saying why."""
+        if self.status()["state"] in ("created", "training"):
+            self.set_status("failed", error=reason)
 
     def settle(self) -> None:
         """Set right the status of a run whose training ended in a kill after its weights were written."""

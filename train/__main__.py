@@ -1,9 +1,11 @@
-"""`python -m train CONFIG [key=value ...]`: pretrain on a dataset, on local processes, without Ray."""
+"""`python -m train CONFIG [key=value ...]`: pretrain on a dataset, on local processes, without Ray; export weights."""
 
 from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -12,8 +14,16 @@ from icrl import cli
 app = cli.application("Pretrain a transformer on a dataset; the same command resumes.")
 
 
-@app.command(context_settings=cli.LENIENT)
-def main(
+@app.callback(cls=cli.with_default("pretrain"), subcommand_metavar="CONFIG [key=value]... | COMMAND [ARGS]...")
+def commands() -> None:
+    """Pretrain a transformer on a dataset; the same command resumes.
+
+    CONFIG [key=value]... alone is the command pretrain.
+    """
+
+
+@app.command("pretrain", context_settings=cli.LENIENT)
+def pretrain_command(
     config: cli.ConfigPath,
     overrides: cli.Overrides = None,
     dry_run: cli.DryRun = False,
@@ -23,34 +33,58 @@ def main(
 
     Spawns train.workers ranks, or is one rank under torchrun or deepspeed.
     """
+    code = 0
     with ExitStack() as stack:
         with cli.usage_errors():
             loaded = cli.read(config, overrides, print_config)
+            from icrl.board import settle
             from icrl.run_dir import RunDirectory
-            from train.launch import check, is_rank, run_rank, spawn
+            from train.launch import check, is_rank, run_rank, spawn, speaks
             from train.loop import open_dataset
 
             plan = check(loaded)
             open_dataset(loaded.config)
-            if is_rank() and not dry_run:
-                raise typer.Exit(run_rank(loaded))
-            if not dry_run:
+            if not (dry_run or is_rank()):
                 stack.enter_context(RunDirectory.open(loaded).lock())
-        if plan.finished:
-            cli.say(f"already trained: {plan.run.path}")
-        else:
-            cli.say(plan.describe(loaded.config))
+        if speaks():
+            already = f"already trained: {plan.run.path}"
+            cli.say(already if plan.finished else plan.describe(loaded.config))
         if dry_run:
             return
         if plan.finished:
             plan.run.settle()
-        elif code := spawn(sys.argv[1:], plan, loaded.config.train.steps):
+        elif is_rank():
+            code = run_rank(loaded)
+        else:
+            code = spawn(sys.argv[1:], plan, loaded.config.train.steps)
+            if code:
+                plan.run.settle_failed(f"a worker ended with exit code {code}")
+    if speaks():
+        if code:
             state = plan.run.status()["state"]
-            hint = "lower train.optimizer.lr" if state == "diverged" else "the same command resumes"
+            settle(plan.run)
+            hint = "see train.optimizer.lr and diverged.json" if state == "diverged" else "the same command resumes"
             cli.say(f"{state}, exit code {code}; {hint}. Run directory: {plan.run.path}")
-            raise typer.Exit(code)
-        cli.say(f"trained: {plan.run.path}")
-    cli.say(f"next: python -m eval {plan.run.path}")
+        else:
+            cli.say(f"trained: {plan.run.path}")
+            cli.say(f"next: python -m eval {plan.run.path}")
+    raise typer.Exit(code)
+
+
+@app.command("export")
+def export_command(
+    run_dir: Annotated[Path, typer.Argument(help="Run directory, trained or in training.", metavar="RUN_DIR")],
+    to: Annotated[str, typer.Option("--to", help="Directory for the model, or s3://bucket/prefix.", metavar="PLACE")],
+    step: Annotated[int | None, typer.Option("--step", help="Of which checkpoint; default: the newest.")] = None,
+) -> None:
+    """Write the weights of a checkpoint as a model that icrl.from_pretrained reads."""
+    with cli.usage_errors():
+        from icrl.run_dir import RunDirectory
+        from train.export import export
+
+        exported = export(RunDirectory.existing(run_dir), to, step)
+    cli.say(f"exported: step {exported} to {to}")
+    cli.say(f"next: icrl.from_pretrained({to!r})")
 
 
 if __name__ == "__main__":

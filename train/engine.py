@@ -9,39 +9,33 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
-
-os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # DeepSpeed would import the compiler it does not use: 1 s and 40 MB
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from icrl.config import TrainConfig
+from train.batch_plan import BatchPlan
+from train.heartbeat import patience
 from train.shards import KINDS, shards_of
+
+SCALER = "scaler/state"
+"""Key of the loss scale in a state of fp16: float64 [scale, iteration, iteration of the last overflow, hysteresis,
+skipped steps]."""
 
 
 class DivergedError(RuntimeError):
-    """A loss or gradient that is not finite; no checkpoint holds what it led to."""
+    """A loss or gradient that is not finite; no parameter and no moment was changed by it."""
 
-
-@dataclass(frozen=True)
-class BatchPlan:
-    """How a global batch is divided: global_batch = workers * accumulation * micro_batch."""
-
-    global_batch: int
-    workers: int
-    micro_batch: int
-    accumulation: int
-
-    @staticmethod
-    def of(train: TrainConfig, workers: int) -> BatchPlan:
-        share = train.global_batch // workers
-        micro = share if train.micro_batch == "auto" else train.micro_batch
-        return BatchPlan(train.global_batch, workers, micro, share // micro)
+    def __init__(self, message: str, own_loss: float) -> None:
+        super().__init__(message)
+        self.own_loss = own_loss
+        """Mean loss of this rank's share of the batch."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +45,9 @@ class StepResult:
     loss: float
     """Mean over the global batch, nats per round."""
     grad_norm: float
-    """Norm of the global gradient before clipping."""
+    """Norm of the global gradient before clipping; 0 where the step was skipped."""
+    skipped: bool = False
+    """fp16 alone: the gradient overflowed, the loss scale was lowered and nothing was updated."""
 
 
 class Engine:
@@ -62,32 +58,29 @@ class Engine:
 
         The process group must exist (`torch.distributed.init_process_group`).
         """
-        deepspeed = _import_deepspeed()
-        self._stage = config.zero_stage
+        deepspeed = _import_deepspeed(compiler=config.compile)
+        # DeepSpeed would make its own, whose collectives wait for half an hour whatever the world's timeout is
+        timeout, _ = patience(config.collective_timeout_s, dist.get_backend())
+        deepspeed.utils.groups._WORLD_GROUP = dist.new_group(timeout=timeout)
+        self._stage, self._half = config.zero_stage, config.precision == "fp16"
         self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         optimizer = torch.optim.AdamW(
             parameter_groups(model, config.optimizer.weight_decay),
             lr=config.optimizer.lr,
             betas=(config.optimizer.beta1, config.optimizer.beta2),
+            # DeepSpeed's own optimiser for the host would be compiled for minutes; torch's fused one is there already
+            fused=True if config.offload == "optimizer" else None,
         )
-        settings: dict[str, Any] = {
-            "train_batch_size": plan.global_batch,
-            "train_micro_batch_size_per_gpu": plan.micro_batch,
-            "gradient_accumulation_steps": plan.accumulation,
-            "gradient_clipping": config.clip,
-            "zero_optimization": {"stage": config.zero_stage},
-            "zero_allow_untested_optimizer": True,
-            "steps_per_print": 2**31,
-        }
-        if config.precision == "bf16":
-            settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+        if config.compile:
+            model.compile()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
-                model=model, optimizer=optimizer, config=settings, dist_init_required=False
+                model=model, optimizer=optimizer, config=deepspeed_settings(config, plan), dist_init_required=False
             )
         self._parameters = dict(self._engine.module.named_parameters())
         self._shards = shards_of(config.zero_stage, self._optimizer)
+        self._skipped = 0
 
     @property
     def device(self) -> torch.device:
@@ -102,27 +95,42 @@ class Engine:
         """One optimiser step over this rank's micro-batches.
 
         Raises:
-            DivergedError: the loss of the global batch is not finite, and no parameter was changed; or the gradient is
-                not, which DeepSpeed tells after the update.
+            DivergedError: the loss or the gradient of the global batch is not finite; on every rank, and nothing was
+                updated. In fp16 a gradient that is not finite only skips the step, until the loss scale is at its end.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         batches = list(micro_batches)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for i, batch in enumerate(batches):
-            loss = self._engine(*batch)
-            self._engine.backward(loss)
-            total += loss.detach().double()
-            if i == len(batches) - 1:
-                mean = self._mean(total / len(batches))
-                if not math.isfinite(mean):
-                    raise DivergedError(f"loss is {mean}")
-                norm = self._replicated_norm()
-            self._engine.step()
-        norm = float(self._engine.get_global_grad_norm() or norm)
+        for batch in batches[:-1]:
+            total += self._accumulate(batch)
+            self._engine.step()  # counts the micro-batch
+        total += self._accumulate(batches[-1])
+        own = float(total / len(batches))
+        mean = self._mean(total / len(batches))
+        if not math.isfinite(mean):
+            raise DivergedError(f"loss is {mean}", own)
+        norm = self._replicated_norm()
         if not math.isfinite(norm):
-            raise DivergedError(f"the gradient's norm is {norm}; the last checkpoint is from before")
-        return StepResult(mean, norm)
+            raise DivergedError(f"the gradient's norm is {norm}", own)
+        try:
+            self._engine.step()
+        except Exception as error:  # DeepSpeed raises no class of its own
+            if "minimum" not in str(error):
+                raise
+            raise DivergedError("the gradient overflows at the smallest loss scale", own) from error
+        skipped = bool(getattr(self._optimizer, "overflow", False))
+        if skipped and not self._half:  # stages 1 to 3 look at the norm first and leave out the update
+            raise DivergedError("the gradient's norm is not finite", own)
+        self._skipped += skipped
+        return StepResult(mean, 0.0 if skipped else float(self._engine.get_global_grad_norm() or norm), skipped)
+
+    def _accumulate(self, batch: tuple[Tensor, ...]) -> Tensor:
+        """Add a micro-batch's gradient; its loss, float64."""
+        loss = self._engine(*batch)
+        self._engine.backward(loss)
+        detached: Tensor = loss.detach().double()
+        return detached
 
     @torch.no_grad()
     def evaluate(self, batch: tuple[Tensor, ...]) -> float:
@@ -134,8 +142,12 @@ class Engine:
 
     @torch.no_grad()
     def state(self) -> dict[str, Tensor]:
-        """Weights and moments as float32 CPU tensors, `<kind>/<parameter name>`; gathered, the same on every rank."""
-        return {
+        """Weights and moments as float32 CPU tensors, `<kind>/<parameter name>`; gathered, the same on every rank.
+
+        In fp16 the weights are the float32 masters, and the state of the loss scale comes with them (`SCALER`).
+        """
+        scaler = {SCALER: self._scaler_state()} if self._half else {}
+        return scaler | {
             f"{kind}/{name}": self._shards.gather(parameter, kind).float().cpu().contiguous()
             for name, parameter in self._parameters.items()
             for kind in KINDS
@@ -154,15 +166,28 @@ class Engine:
             ValueError: the tensors are those of another model.
         """
         expected = {f"{kind}/{name}": shape for name, shape in self._shapes.items() for kind in KINDS}
-        got = {key: tensor.shape for key, tensor in tensors.items()}
+        got = {key: tensor.shape for key, tensor in tensors.items() if key != SCALER}
         if expected != got:
             odd = next(key for key in sorted({*expected, *got}) if expected.get(key) != got.get(key))
             have, want = got.get(odd, "nothing"), expected.get(odd, "nothing")
             raise ValueError(f"checkpoint of another model: {odd} is {have} in the checkpoint, {want} in the model")
-        self._shards.make_moments(step)
+        if self._half and SCALER in tensors:
+            self._load_scaler(tensors[SCALER])
+        self._shards.make_moments(step - self._skipped)
         for name, parameter in self._parameters.items():
             for kind in KINDS:
                 self._shards.scatter(parameter, kind, tensors[f"{kind}/{name}"].to(self.device))
+
+    def _scaler_state(self) -> Tensor:
+        scaler = self._optimizer.loss_scaler
+        values = (scaler.cur_scale, scaler.cur_iter, scaler.last_overflow_iter, scaler.cur_hysteresis, self._skipped)
+        return torch.tensor(values, dtype=torch.float64)
+
+    def _load_scaler(self, state: Tensor) -> None:
+        scaler = self._optimizer.loss_scaler
+        scaler.cur_scale = float(state[0])
+        counts = [int(value) for value in state[1:].tolist()]
+        scaler.cur_iter, scaler.last_overflow_iter, scaler.cur_hysteresis, self._skipped = counts
 
     def _replicated_norm(self) -> float:
         """The gradient's norm where DeepSpeed does not keep it (stage 0), after the ranks' gradients are averaged."""
@@ -175,7 +200,35 @@ class Engine:
         return float(value) / dist.get_world_size()
 
 
-def _import_deepspeed() -> Any:
+def deepspeed_settings(config: TrainConfig, plan: BatchPlan) -> dict[str, Any]:
+    """What `deepspeed.initialize` is told."""
+    settings: dict[str, Any] = {
+        "train_batch_size": plan.global_batch,
+        "train_micro_batch_size_per_gpu": plan.micro_batch,
+        "gradient_accumulation_steps": plan.accumulation,
+        "gradient_clipping": config.clip,
+        "zero_optimization": {"stage": config.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31,
+    }
+    if config.offload == "optimizer":
+        settings["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
+    if config.precision == "bf16":
+        settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    if config.precision == "fp16":
+        # not torch_autocast: its gradient scaler clips the scaled gradient, and after an overflow keeps the scale
+        settings["fp16"] = {"enabled": True, "initial_scale_power": 16}
+    return settings
+
+
+def _import_deepspeed(*, compiler: bool) -> Any:
+    if not compiler:  # DeepSpeed would import the compiler it does not use: 1 s and 40 MB
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    elif "torch._dynamo" in sys.modules:
+        torch._dynamo.config.disable = False
+    else:
+        os.environ.pop("TORCHDYNAMO_DISABLE", None)
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # FutureWarnings of torch about the collectives that DeepSpeed calls

@@ -4,9 +4,10 @@
 tokens or models.
 """
 
+from icrl.attention.arguments import MAX_WIDTH
 from icrl.attention.cache import KVCache
 from icrl.attention.decode import Slot
 from icrl.attention.kinds import attention
 from icrl.attention.relu import explain, relu_attention, relu_attention_qkvpacked
 
-__all__ = ["KVCache", "Slot", "attention", "explain", "relu_attention", "relu_attention_qkvpacked"]
+__all__ = ["MAX_WIDTH", "KVCache", "Slot", "attention", "explain", "relu_attention", "relu_attention_qkvpacked"]

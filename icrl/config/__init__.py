@@ -60,7 +60,7 @@ from icrl.config.sections import (
     Size,
     without_credentials,
 )
-from icrl.config.training import OptimizerConfig, ScheduleConfig, TrainConfig, batch_problems
+from icrl.config.training import EarlyStoppingConfig, OptimizerConfig, ScheduleConfig, TrainConfig, batch_problems
 
 __all__ = [
     "NAME_PATTERN",
@@ -76,6 +76,7 @@ __all__ = [
     "ContextComponent",
     "Count",
     "DatasetConfig",
+    "EarlyStoppingConfig",
     "EmpiricalMeanConfig",
     "EnvironmentConfig",
     "EpsilonGreedyConfig",

@@ -249,9 +249,14 @@ class Config(Section):
             "dataset.source",
             "train.max_failures",
             "train.keep_checkpoints",
+            "train.collective_timeout_s",
+            "train.activation_checkpointing",
         }
     )
     """Keys that change where or how fast, never what is trained; a run can be evaluated in more than one way."""
+
+    may_change: ClassVar[frozenset[str]] = frozenset({"train.workers", "train.zero_stage"})
+    """Keys of the identity, since they decide how sums round, under whose other values a run may go on all the same."""
 
     def problems(self) -> Iterator[Problem]:
         if not NAME_PATTERN.fullmatch(self.name):

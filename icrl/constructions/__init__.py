@@ -9,5 +9,6 @@ from icrl.constructions.bernoulli_thompson import beta_thompson
 from icrl.constructions.linear_thompson import thompson
 from icrl.constructions.sampled import SampledThompson
 from icrl.constructions.soft_linucb import Method, linucb
+from icrl.constructions.soft_ucb_vi import ucb_vi
 
-__all__ = ["Construction", "Method", "Report", "SampledThompson", "beta_thompson", "linucb", "thompson"]
+__all__ = ["Construction", "Method", "Report", "SampledThompson", "beta_thompson", "linucb", "thompson", "ucb_vi"]

@@ -75,7 +75,7 @@ def add_scaled_product(
 
 
 def add_relu(layer: Layer, x: Form, into: Form, *, bound: float, gate: float | None = None) -> None:
-    """h_i += relu(x h_i), x one form, by attention: the positive head of a product with 1. `bound`: the most x h_j."""
+    """h_i += relu(x h_i), x one form, by attention: one head of a product with 1; `bound`: the largest x h_i."""
     add_product(layer, x, layer.stream.one, into, bound=bound, gate=gate, positive=True)
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from icrl.attention import KVCache, Slot, relu_attention
+from icrl.attention import MAX_WIDTH, KVCache, Slot, relu_attention
 from icrl.config import ModelConfig
 from icrl.model.sparse import SparseMap
 from icrl.model.theory import TheoryBlock, clip
@@ -105,7 +105,10 @@ class FactoredBlock(nn.Module):
                 next(parts).view(heads, -1, batch, n_tokens).permute(2, 0, 3, 1)
                 for heads in (group.heads, group.keys, group.keys)
             )
-            mixed = relu_attention(q, k, v) if cache is None else cache.append_and_attend(self.slot + place, q, k, v)
+            if cache is not None:
+                mixed = cache.append_and_attend(self.slot + place, q, k, v)
+            else:  # a head may carry more numbers than the kernels take at once
+                mixed = torch.cat([relu_attention(q, k, part) for part in torch.split(v, MAX_WIDTH, dim=-1)], dim=-1)
             out.append(mixed.permute(1, 3, 0, 2).reshape(-1, batch * n_tokens))
         return torch.cat(out)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from icrl.attention import KVCache, attention
 from icrl.config import ModelConfig
+from icrl.model.fused import fused_block, refusal
 from icrl.model.initial import normal
 
 
@@ -20,6 +21,9 @@ class PracticalBlock(nn.Module):
 
     The norm stands before each part, off the residual path: it trains without warm-up tricks at every depth. Scores are
     divided by sqrt(Dh) with either attention, so that they start at unit size.
+
+    `forward` is the composition of its parts, and the specification of the fused block that computes it on CPUs in
+    float32; on a GPU the composition wants torch.compile around the attention kernel.
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -43,6 +47,9 @@ class PracticalBlock(nn.Module):
             self.mlp_out.weight *= self.share
 
     def forward(self, h_BND: Tensor, cache: KVCache | None) -> Tensor:
+        parts = (self.attention_norm, self.qkv, self.output, self.mlp_norm, self.mlp_in, self.mlp_out)
+        if cache is None and self.kind == "relu" and refusal(h_BND, parts, self.heads) is None:
+            return fused_block(h_BND, parts, self.heads)
         batch, n_tokens, width = h_BND.shape
         qkv = self.qkv(self.attention_norm(h_BND)).view(batch, n_tokens, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)

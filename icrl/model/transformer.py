@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from icrl.attention import KVCache, Slot
 from icrl.config import EnvironmentConfig, ModelConfig
@@ -39,6 +40,8 @@ class Transformer(nn.Module):
         super().__init__()
         self.config, self.environment = config, environment
         self.tokenizer = tokenizer_of(environment, config.tokens)
+        self.recompute = False
+        """Keep only each layer's input for the backward pass and compute the rest of it again."""
         make_frame, make_block = (
             (TheoryFrame, TheoryBlock) if config.preset == "theory" else (PracticalFrame, PracticalBlock)
         )
@@ -121,8 +124,12 @@ class Transformer(nn.Module):
         if stop > self.tokenizer.n_tokens:
             raise ValueError(f"{stop} tokens: the horizon is over, the model holds {self.tokenizer.n_tokens}")
         h_BND = self.frame.enter(fields_BNw, cache.first if cache is not None else 0)
+        recompute = self.recompute and cache is None and torch.is_grad_enabled()
         for block in self.blocks:
-            h_BND = block(h_BND, cache)
+            if recompute:
+                h_BND = checkpoint(block, h_BND, None, use_reentrant=False, preserve_rng_state=False)
+            else:
+                h_BND = block(h_BND, cache)
         if cache is not None:
             cache.advance(fields_BNw.shape[1])
         logits: Tensor = self.frame.leave(h_BND[:, wanted])

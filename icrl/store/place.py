@@ -28,8 +28,8 @@ def place(url: str, root: str) -> Place:
     return Path(root).expanduser().absolute() / Path(url).expanduser()
 
 
-def dataset_place(given: str) -> Place:
-    """The place of a dataset as given on a command line.
+def dataset_place(given: str, option: str = "STORE") -> Place:
+    """The place of a dataset (or of what else `option` names) as given on a command line.
 
     Raises:
         ValueError: a URL that is not s3://bucket/prefix.
@@ -39,7 +39,7 @@ def dataset_place(given: str) -> Place:
     try:
         return ObjectPath.parse(given)
     except ValueError as error:
-        raise ValueError(f"STORE = {without_credentials(given)}: expected {error}") from None
+        raise ValueError(f"{option} = {without_credentials(given)}: expected {error}") from None
 
 
 def write(target: Place, data: bytes | Iterable[Any]) -> None:

@@ -77,7 +77,7 @@ def errors(path: ObjectPath) -> Iterator[None]:
         code = re.search(r"<Code>(\w+)</Code>", text)
         if code and code[1] == "NoSuchBucket":
             raise ValueError(
-                f"{path}: {_endpoint()} has no bucket {path.bucket}: make it, or correct dataset.path"
+                f"{path}: {_endpoint()} has no bucket {path.bucket}: make it, or correct the URL"
             ) from None
         if "/latest/api/token" in text or "/latest/meta-data" in text:
             raise ObjectStoreError(

@@ -112,6 +112,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory, commands: Commands) -> Pat
     return run
 
 
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory, commands: Commands) -> Path:
+    """A storage root with the tiny dataset and a run that nothing disturbed; copy it before changing it."""
+    root = tmp_path_factory.mktemp("reference")
+    config = root / "tiny.yaml"
+    config.write_text(TINY)
+    commands.run("data_gen", config, f"storage.root={root}")
+    output = commands.run("train", config, f"storage.root={root}")
+    assert "next: python -m eval" in output.splitlines()[-1]
+    return root
+
+
 def lasting(run: Path) -> list[tuple[int, dict[str, Any]]]:
     """The records of a run without what differs between two runs of one config: times and rates."""
     return [

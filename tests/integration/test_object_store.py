@@ -292,7 +292,7 @@ def test_a_server_that_is_down_is_one_message_and_exit_code_2(config, use, tmp_p
 
 
 def test_bad_settings_of_the_environment_are_named(config, server, use, monkeypatch):
-    with pytest.raises(ValueError, match=r"has no bucket elsewhere: make it, or correct dataset\.path"):
+    with pytest.raises(ValueError, match=r"has no bucket elsewhere: make it, or correct the URL"):
         plan(override(config, ["dataset.path=s3://elsewhere/a"]))
     use(server, AWS_MAX_ATTEMPTS="many")
     with pytest.raises(ValueError, match=r"AWS_MAX_ATTEMPTS = 'many': expected a number"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import secrets
 import signal
 import time
 from collections.abc import Callable
@@ -92,6 +94,42 @@ def test_one_command_survives_the_kill_of_a_worker_and_writes_the_whole_run_dire
     before = (run / "results.json").read_bytes()
     commands.run("cluster", "run", *job)
     assert (run / "results.json").read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 3])
+def test_kill_9_of_workers_at_random_steps_ends_in_the_bits_of_a_run_without_ray_that_nothing_disturbed(
+    stage: int, job: list[str], config: Path, tmp_path: Path, commands: Any, lasting_records: Any, event_series: Any
+) -> None:
+    """Ray starts them again by itself; a checkpoint every other step, so that one is in flight when a kill falls."""
+    seed = int(os.environ.get("KILL_SEED", secrets.randbelow(2**32)))
+    print(f"KILL_SEED={seed}")
+    rng = random.Random(seed)
+    options = [f"train.zero_stage={stage}", "train.checkpoint_every=2", "train.log_every=1"]
+    root = tmp_path / "root"
+    process = commands.start("cluster", "run", *job, *options)
+    for first in (5, 35):
+        step = first + rng.randrange(15)
+        until(lambda step=step: recorded(root, step) or process.poll() is not None)
+        workers = [p for p in family(psutil.Process(process.pid)) if "RayTrainWorker" in " ".join(p.cmdline())]
+        assert workers, "training is at work"
+        os.kill(rng.choice(workers).pid, signal.SIGKILL)
+        psutil.wait_procs(workers, timeout=60)
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output[-3000:]
+
+    plain = tmp_path / "plain"
+    commands.run("data_gen", config, f"storage.root={plain}")
+    commands.run("train", config, f"storage.root={plain}", *options)
+    run, expected = only_run(root), only_run(plain)
+    for name in ("model.safetensors", "checkpoints/step-00000060/engine.safetensors"):
+        assert (run / name).read_bytes() == (expected / name).read_bytes(), name
+    trained = [(step, tags) for step, tags in lasting_records(run) if not any(t.startswith("eval/") for t in tags)]
+    assert trained == lasting_records(expected)
+    curves = {tag: points for tag, points in event_series(run).items() if not tag.startswith("eval/")}
+    assert curves == event_series(expected)
+    assert not list(run.rglob("*.pkl")), "what Ray wrote for itself is gone"
+    assert not (run / ".ray").exists()
 
 
 def test_ctrl_c_stops_after_a_checkpoint_leaves_no_process_and_the_same_command_goes_on(

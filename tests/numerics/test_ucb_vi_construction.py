@@ -6,7 +6,8 @@ import torch
 
 from icrl.algorithms import build
 from icrl.config import GridWorldConfig, TabularMDPConfig, UCBVIConfig
-from icrl.constructions.ucb_vi import max_layers, ucb_vi
+from icrl.constructions import ucb_vi
+from icrl.constructions.soft_ucb_vi import max_layers
 from icrl.model import Transformer
 from icrl.policy import TransformerPolicy
 from icrl.rollout import replay

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import struct
 import zlib
 from pathlib import Path
@@ -12,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import metadata
 
 from cluster.sweep_board import markdown, write_sweep_board
-from icrl.board import Board, choose_hparams, event_files, recorded_outcome, settle
+from icrl.board import Board, choose_hparams, event_files, read_records, recorded_outcome, settle
 from icrl.config import load
 from icrl.hparams import short_names
 from icrl.run_dir import RunDirectory
@@ -196,3 +197,29 @@ def test_a_sweep_has_one_run_that_is_refreshed_and_closes_the_boards_of_dead_tri
     (table,) = found.Tensors("eval/trials")
     assert table.step == 2
     assert table.tensor_proto.string_val[0].decode().startswith("2 of 3 trials have ended\n\n| trial |")
+
+
+def test_a_disk_that_refuses_a_record_is_named_and_what_was_recorded_stays(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    board = opened(run)
+    board.scalars(1, {"train/loss": 0.5})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (run.metrics.stat().st_size + 9, hard))
+    try:
+        with pytest.raises(OSError, match=f"File too large: '{run.metrics}'"):
+            board.scalars(2, {"train/loss": 0.4})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    board.close()
+    assert [record["step"] for record in read_records(run.metrics)] == [1]
+    opened(run).close()
+    assert run.metrics.read_bytes().count(b"\n") == 1, "the torn record is gone"
+
+
+def test_a_writer_of_events_that_has_ended_is_told_and_not_waited_for(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    board = opened(run)
+    board._writer.file_writer.event_writer._worker.stop()  # what a full disk does to it
+    with pytest.raises(OSError, match=f"TensorBoard's events cannot be written: '{run.path}'"):
+        board.scalars(1, {"train/loss": 0.5})
+    board.close()

@@ -41,12 +41,15 @@ def test_saving_again_replaces_the_model(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
 
 
-def rewritten(directory, change):
+def rewritten(directory, change, *, summed=True):
     path = directory / "model.safetensors"
     with safetensors.safe_open(path, framework="pt") as file:
         weights, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
     config = json.loads(metadata["icrl"])
     change(weights, config)
+    config["sha256"] = checkpoint._sum(config, weights)
+    if not summed:
+        del config["sha256"]
     safetensors.torch.save_file(weights, path, {"icrl": json.dumps(config)})
 
 
@@ -57,13 +60,22 @@ def rewritten(directory, change):
         (lambda w, c: w.update(extra=torch.ones(2)), "extra: got .*expected nothing"),
         (lambda w, c: c["model"].update(mlp_dim=11), "mlp_in.bias"),
         (lambda w, c: c["model"].update(colour=1), "colour"),
-        (lambda w, c: c.update(format=99), "format 99, expected 1"),
+        (lambda w, c: c.update(format=99), "format 99, expected 2"),
     ],
 )
 def test_another_model_is_refused(tmp_path, change, message):
     checkpoint.save(build(), tmp_path)
     rewritten(tmp_path, change)
     with pytest.raises(ValueError, match=message):
+        checkpoint.load(tmp_path)
+
+
+def test_weights_of_the_format_without_a_sum_are_still_read(tmp_path):
+    checkpoint.save(build(), tmp_path)
+    rewritten(tmp_path, lambda w, c: c.update(format=1), summed=False)
+    assert checkpoint.load(tmp_path).config == build().config
+    rewritten(tmp_path, lambda w, c: c.update(format=2), summed=False)
+    with pytest.raises(ValueError, match="do not match their sha256; take another copy, or repeat the command"):
         checkpoint.load(tmp_path)
 
 

@@ -1,6 +1,6 @@
 """One rank of the engine tests: trains a small model and writes what it saw. Started by test_engine.py with torchrun.
 
-usage: engine.py FOLDER '[{"name": ..., "stage": 1, "precision": "fp32", "start": 0, "load": "x.state0"}, ...]'
+usage: engine.py FOLDER '[JOB, ...]' with the jobs that test_engine.job makes
 """
 
 from __future__ import annotations
@@ -9,83 +9,114 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from icrl.config import TrainConfig
-from train.engine import BatchPlan, DivergedError, Engine
+from icrl.config import LinearBanditConfig, ModelConfig, TrainConfig
+from icrl.model import Transformer
+from train.batch_plan import BatchPlan
+from train.engine import SCALER, DivergedError, Engine
+from train.loop import LossModule
 
 GLOBAL_BATCH = 16
 STEPS = 8
 STATE_AT = 4
-DIVERGING = 1000
+LOSS_DIVERGES, GRADIENT_DIVERGES = 1000, 1001
+"""Steps whose batch has a loss, or a gradient alone, that is not a number; in the first trajectory only."""
 LR = 1e-2
+ENVIRONMENT = LinearBanditConfig(dim=3, n_actions=4, horizon=9)
+MODEL = ModelConfig(layers=2, heads=2, embed_dim=10, mlp_dim=14, tokens="merged")
 
 
-class Model(nn.Module):
+class Perceptron(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first, self.norm, self.last = nn.Linear(7, 15), nn.LayerNorm(15), nn.Linear(15, 3)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(self.last(torch.relu(self.norm(self.first(x)))), y)
+        x = x.to(self.first.weight.dtype)
+        logits = self.last(torch.relu(self.norm(self.first(x))))
+        loss = nn.functional.cross_entropy(logits.float(), y)
+        # the root of 0, whose derivative is infinite, where the first row is all zeros
+        return loss if bool(x[0].any()) else loss + torch.sqrt(0 * self.first.weight.float().square().sum())
 
 
-def batch(step: int) -> tuple[Tensor, Tensor]:
+def batch(step: int, kind: str = "mlp") -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(step)
+    if kind == "transformer":
+        rounds, actions = (GLOBAL_BATCH, ENVIRONMENT.horizon), ENVIRONMENT.n_actions
+        action, label = (torch.randint(0, actions, rounds, generator=generator) for _ in range(2))
+        action_set = torch.randn(GLOBAL_BATCH, actions, ENVIRONMENT.dim, generator=generator)
+        return action_set, action, torch.randn(rounds, generator=generator), label
     x = torch.randn(GLOBAL_BATCH, 7, generator=generator)
-    return (x if step != DIVERGING else x * float("nan")), torch.randint(0, 3, (GLOBAL_BATCH,), generator=generator)
+    if step in (LOSS_DIVERGES, GRADIENT_DIVERGES):
+        x[0] = float("nan") if step == LOSS_DIVERGES else 0.0
+    return x, torch.randint(0, 3, (GLOBAL_BATCH,), generator=generator)
 
 
-def config(stage: int, precision: str) -> TrainConfig:
+def config(**train: Any) -> TrainConfig:
     schedule = dataclasses.replace(TrainConfig().schedule, warmup=0)
-    return TrainConfig(zero_stage=stage, precision=precision, schedule=schedule, clip=0.5)  # type: ignore[arg-type]
+    return TrainConfig(**{"schedule": schedule, "clip": 0.5} | train)
 
 
-def model() -> Model:
+def model(kind: str = "mlp", *, recompute: bool = False) -> nn.Module:
     torch.manual_seed(0)
-    return Model()
+    if kind == "mlp":
+        return Perceptron()
+    transformer = Transformer(MODEL, ENVIRONMENT)
+    transformer.recompute = recompute
+    return LossModule(transformer)
 
 
-def run(engine: Engine, out: Path, *, start: int, rank: int, world: int) -> None:
-    """Train from `start` to STEPS, then try a step that diverges; writes OUT.json, OUT.state<rank>, OUT.final<rank>."""
-    share = GLOBAL_BATCH // world
+def run(engine: Engine, out: Path, kind: str, *, start: int, diverges: int, rank: int, plan: BatchPlan) -> None:
+    """Train from `start` to STEPS, then try a step that diverges; writes OUT.{json,state,final}<rank>."""
+    share = GLOBAL_BATCH // plan.workers
 
     def micro(step: int) -> list[tuple[Tensor, ...]]:
-        x, y = (values[rank * share : (rank + 1) * share] for values in batch(step))
-        return [(x[i : i + share // 2], y[i : i + share // 2]) for i in (0, share // 2)]
+        mine = [values[rank * share : (rank + 1) * share] for values in batch(step, kind)]
+        return [tuple(v[i : i + plan.micro_batch] for v in mine) for i in range(0, share, plan.micro_batch)]
 
-    seen = []
+    seen, skipped = [], 0
     for step in range(start, STEPS):
         if step == STATE_AT:
             torch.save(engine.state(), f"{out}.state{rank}")
         result = engine.step(micro(step), LR)
+        skipped += result.skipped
         seen.append([result.loss, result.grad_norm])
     before = engine.state()
-    diverged = ""
-    try:
-        engine.step(micro(DIVERGING), LR)
-    except DivergedError as error:
-        diverged = str(error)
-    after = engine.state()
-    untouched = all(torch.equal(before[key], after[key]) for key in before)
     torch.save(before, f"{out}.final{rank}")
-    if rank == 0:
-        Path(f"{out}.json").write_text(json.dumps({"steps": seen, "diverged": diverged, "untouched": untouched}))
+    message, own, changed = "", 0.0, []
+    if diverges:
+        try:
+            skipped += engine.step(micro(diverges), LR).skipped
+        except DivergedError as error:
+            message, own = str(error), error.own_loss
+        after = engine.state()
+        changed = [key for key in before if key != SCALER and not torch.equal(before[key], after[key])]
+    record = {"steps": seen, "skipped": skipped, "diverged": message, "own_loss": str(own), "changed": changed}
+    Path(f"{out}.json{rank}").write_text(json.dumps(record))
 
 
-def main(folder: str, plan: str) -> None:
+def main(folder: str, jobs: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
-    share = GLOBAL_BATCH // world
-    for job in json.loads(plan):
-        engine = Engine(model(), config(job["stage"], job["precision"]), BatchPlan(GLOBAL_BATCH, world, share // 2, 2))
+    for job in json.loads(jobs):
+        train, kind = config(**job["train"]), job["kind"]
+        accumulation = job["accumulation"]
+        plan = BatchPlan(GLOBAL_BATCH, world, GLOBAL_BATCH // world // accumulation, accumulation)
+        if train.precision == "fp16":  # the processor's half arithmetic stands for a GPU's
+            from deepspeed.accelerator import get_accelerator
+
+            get_accelerator().is_fp16_supported = lambda: True
+        engine = Engine(model(kind, recompute=train.activation_checkpointing), train, plan)
         if job["start"]:
             engine.load_state(torch.load(Path(folder) / job["load"]), job["start"])
-        run(engine, Path(folder) / job["name"], start=job["start"], rank=rank, world=world)
+        start, diverges = job["start"], job["diverges"]
+        run(engine, Path(folder) / job["name"], kind, start=start, diverges=diverges, rank=rank, plan=plan)
         dist.barrier()
     dist.destroy_process_group()
 

@@ -22,7 +22,7 @@ import torch
 
 from icrl.algorithms.ucb_vi import bonuses
 from icrl.config import GridWorldConfig, MDPConfig, TabularMDPConfig, UCBVIConfig
-from icrl.constructions.assemble import assemble
+from icrl.constructions.assemble import Construction, assemble
 from icrl.constructions.form import Form
 from icrl.constructions.layer import Layer
 from icrl.constructions.primitives import (
@@ -34,13 +34,12 @@ from icrl.constructions.primitives import (
     piecewise_linear,
 )
 from icrl.constructions.stream import Stream
-from icrl.model import Transformer
 
 EXACT = {torch.float64: 2.0**53, torch.float32: 2.0**24}
 """Whole numbers up to which a dtype holds them all."""
 
 
-def ucb_vi(environment: MDPConfig, algorithm: UCBVIConfig, dtype: torch.dtype = torch.float64) -> Transformer:
+def ucb_vi(environment: MDPConfig, algorithm: UCBVIConfig, dtype: torch.dtype = torch.float64) -> Construction:
     """The transformer that plays soft UCB-VI in these environments; its logits are Q_h(s_t, .) / temperature.
 
     Raises:
@@ -57,7 +56,15 @@ def ucb_vi(environment: MDPConfig, algorithm: UCBVIConfig, dtype: torch.dtype = 
         raise ValueError(
             f"(2 H + 1) K = {n_tokens} tokens: expected at most {most} in {dtype}, whose gates count to n^3 exactly"
         )
-    return assemble(environment, _Writer(environment, algorithm).layers(), dtype)
+    S, A, H, K = environment.n_states, environment.n_actions, environment.episode_length, environment.episodes
+    theorem = {
+        "layers": 2 * H + 8,
+        "heads": 10 * (H - 1) * S * S * A + 20 * H * S * A,
+        "mlp_dim": (K + 1) ** 2 * ((H - 1) * S * S * A + 2 * H * S * A),
+    }
+    choices = {"tokens": n_tokens, "max_layers": max_layers(A)}
+    layers = _Writer(environment, algorithm).layers()
+    return assemble(environment, layers, dtype, choices=choices, theorem=theorem)
 
 
 def mdp_stream(environment: MDPConfig) -> Stream:
