@@ -92,7 +92,7 @@ def theorem_terms(problem: RidgeProblem, error: float) -> float:
     T, ridge = problem.horizon, problem.ridge
     smooth = problem.action_bound**2 + ridge
     logs = (math.log(2 * math.sqrt(T * smooth) / error), math.log(2 * math.sqrt(ridge) / error + 1))
-    return ((T * smooth / ridge) ** 0.25 / 4 + 1) * max(map(math.ceil, logs))
+    return (math.sqrt(math.sqrt(T * smooth / ridge)) / 4 + 1) * max(map(math.ceil, logs))
 
 
 def theorem_layers(problem: RidgeProblem, error: float) -> int:
