@@ -68,6 +68,7 @@ def check(loaded: Loaded, gpus: int | None = None) -> TrainPlan:
     """
     import torch
 
+    import icrl.checkpoint
     from icrl.model import Transformer
 
     config = loaded.config
@@ -77,7 +78,10 @@ def check(loaded: Loaded, gpus: int | None = None) -> TrainPlan:
         raise ConfigError([replace(problem, path=f"train.{problem.path}") for problem in problems])
     run = RunDirectory.check(loaded)
     with torch.device("meta"):  # counts without memory
-        counts = Transformer(config.model, config.environment).num_parameters()
+        model = Transformer(config.model, config.environment)
+    counts = model.num_parameters()
+    if (start := icrl.checkpoint.starting_point(config)) is not None:
+        icrl.checkpoint.start_from(model, start, check_only=True)
     parameters = {str(part): count for part, count in counts.items()}
     finished = (run.path / "model.safetensors").exists()  # written once, after the last step
     return TrainPlan(run, workers, f"{gpus} GPUs" if gpus else "CPU", parameters, finished)

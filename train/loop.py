@@ -126,6 +126,8 @@ class _Trainer:
             prefetch=config.train.steps,
         )
         self.transformer = Transformer(config.model, config.environment, seed=config.train.seed)
+        if (start := icrl.checkpoint.starting_point(config)) is not None:
+            icrl.checkpoint.start_from(self.transformer, start)
         self.engine = Engine(LossModule(self.transformer), config.train, self.plan)
         self.window = _Window()
         self.step = self._resume()

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from icrl.config.places import directory_problems
 from icrl.config.sections import AtLeast, AtMost, Count, NonNegative, Positive, PositiveInt, Problem, Section, Seed
 
 
@@ -49,6 +50,9 @@ class TrainConfig(Section):
     """Torch threads of a worker on CPU; a number of the config, so that sums do not depend on the machine."""
     seed: Seed = 0
     """Seeds the weights and the order of the data."""
+    init_from: str | None = None
+    """Directory with model.safetensors (a run, or what icrl.checkpoint.save wrote) whose weights training starts from;
+    null: random ones."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: torch autocast over fp32 parameters."""
     zero_stage: Literal[0, 1, 2, 3] = 1
@@ -69,6 +73,7 @@ class TrainConfig(Section):
     """Restarts of the worker group under Ray Train before the run fails."""
 
     def problems(self) -> Iterator[Problem]:
+        yield from directory_problems("init_from", self.init_from)
         if self.schedule.warmup >= self.steps:
             yield Problem("schedule.warmup", self.schedule.warmup, f"fewer than train.steps ({self.steps})")
         if isinstance(self.workers, int):
