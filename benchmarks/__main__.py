@@ -13,7 +13,7 @@ import typer
 from icrl import cli
 
 NAMES = ("generation", "mdp", "store", "loader", "attention", "decode")
-ON_REQUEST = ("sweep",)
+ON_REQUEST = ("sweep", "capacity", "probe")
 """Take minutes: only by name."""
 
 app = cli.application("Measure what the system does against the reference's way, in the same run.")

@@ -80,7 +80,7 @@ def report(directory: Path, given: dict[str, float]) -> str:
     lines = [
         f"model    {sizes.preset}: L = {sizes.layers}, M = {sizes.heads}, D = {sizes.embed_dim}, D' = {sizes.mlp_dim}",
         f"norm     {norm.value:.6g}, of {norm.what}",
-        f"         layers {', '.join(f'{value:.4g}' for value in norm.layers)}",
+        f"         layers {_listed(norm.layers)}",
     ]
     if norm.ends:
         lines.append(f"         embedding and positions {norm.ends[0]:.4g}, read-out {norm.ends[1]:.4g}")
@@ -101,6 +101,11 @@ def report(directory: Path, given: dict[str, float]) -> str:
         fewest = theory.fewest_trajectories(of.log_cover, part=part, horizon=found.horizon, **fixed)
         lines.append(f"{what} says something from n = {_count(fewest)} on")
     return "\n".join(lines)
+
+
+def _listed(values: Sequence[float], most: int = 12) -> str:
+    shown = [f"{value:.4g}" for value in values[:most]]
+    return ", ".join([*shown, f"and {len(values) - most} more"] if len(values) > most else shown)
 
 
 def _count(n: int | None) -> str:

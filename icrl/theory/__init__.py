@@ -4,11 +4,12 @@
 side. Every constant is explicit; docs/theory/meters.md derives them. Nothing here trains, plays or reads files.
 """
 
-from icrl.theory.cover import PracticalClass, TheoryClass, class_of, paper_log_cover
+from icrl.theory.cover import PAPER_CONSTANT, PracticalClass, TheoryClass, class_of, paper_log_cover
 from icrl.theory.guarantee import Guarantee, fewest_trajectories, guarantee
 from icrl.theory.norm import Norm, operator_norm
 
 __all__ = [
+    "PAPER_CONSTANT",
     "Guarantee",
     "Norm",
     "PracticalClass",
