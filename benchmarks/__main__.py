@@ -30,7 +30,7 @@ def main(
     """Measure what the system does against the reference's way, in the same run.
 
     Medians, of CPU time where the work allows it: these figures hold on a machine shared with others. Without names all
-    but sweep, which takes minutes.
+    but those that take minutes: sweep, capacity and probe.
     """
     with cli.usage_errors():
         unknown = [name for name in names or () if name not in NAMES + ON_REQUEST]

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 from torch import Tensor
 
 from eval import style
@@ -153,7 +154,7 @@ def exponents(family: Family, found: list[Row]) -> Iterator[Row]:
                 "kind": family.kind,
                 "symbol": symbol,
                 "quantity": quantity,
-                "fitted": round(float(slope), 3),
+                "fitted": round(float(slope), 3) + 0.0,
                 "theorem": theorem[of],
             }
 
@@ -171,7 +172,7 @@ def write(kind: str, found: list[Row], fits: list[Row]) -> None:
 
 
 def figure(kind: str, found: list[Row]) -> Figure:
-    """One column a symbol, one row a quantity; dotted: the theorem's exponent, through the first point of the paper's."""
+    """One column a symbol, one row a quantity; dotted: the theorem's exponent, from the first family's first point."""
     families = [family for family in FAMILIES if family.kind == kind]
     symbols = list(dict.fromkeys(symbol for family in families for symbol in family.sweeps))
     out = Figure(figsize=(3.1 * len(symbols), 11), layout="constrained", facecolor="white")
@@ -185,15 +186,26 @@ def figure(kind: str, found: list[Row]) -> Figure:
                 exponent = family.theorem.get(symbol, {}).get(quantity)
                 if family is families[0] and exponent is not None:
                     line = [y[0] * (size / x[0]) ** exponent for size in x]
-                    axes.loglog(x, line, ":", color=style.QUIET, label=f"theorem, exponent {exponent:g}")
-            _finish(axes, symbol, "max |Δ log p|" if quantity == "error" else quantity)
+                    axes.loglog(x, line, ":", color=style.QUIET, label="the theorem's exponent")
+            sizes = sorted({row["size"] for row in found if row["kind"] == kind and row["symbol"] == symbol})
+            _finish(axes, symbol, sizes, "max |Δ log p|" if quantity == "error" else quantity)
     panels[0, 0].legend(fontsize=6.5)
     return out
 
 
-def _finish(axes: Axes, symbol: str, label: str) -> None:
-    axes.set_xlabel(symbol)
-    axes.set_ylabel(label)
+def _finish(axes: Axes, symbol: str, sizes: list[int], label: str) -> None:
+    axes.set(xlabel=symbol, ylabel=label)
+    axes.xaxis.set_major_locator(FixedLocator(sizes))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    low, high = axes.get_ylim()
+    if high < 10 * low:  # a flat line is flat
+        middle = math.sqrt(low * high)
+        axes.set_ylim(middle / math.sqrt(10), middle * math.sqrt(10))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_formatter(NullFormatter())
+        axis.set_minor_locator(NullLocator())
     style.plain(axes)
 
 

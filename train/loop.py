@@ -23,6 +23,7 @@ from torch import Tensor, nn
 import icrl.checkpoint
 from icrl.board import Board
 from icrl.config import Config
+from icrl.constructions import hold_positions
 from icrl.experts import labels
 from icrl.loss import log_loss
 from icrl.model import Transformer
@@ -128,6 +129,8 @@ class _Trainer:
         self.transformer = Transformer(config.model, config.environment, seed=config.train.seed)
         if (start := icrl.checkpoint.starting_point(config)) is not None:
             icrl.checkpoint.start_from(self.transformer, start)
+        if config.train.hold_positions:
+            hold_positions(self.transformer)
         self.engine = Engine(LossModule(self.transformer), config.train, self.plan)
         self.window = _Window()
         self.step = self._resume()

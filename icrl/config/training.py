@@ -53,6 +53,8 @@ class TrainConfig(Section):
     init_from: str | None = None
     """Directory with model.safetensors (a run, or what icrl.checkpoint.save wrote) whose weights training starts from;
     null: random ones."""
+    hold_positions: bool = False
+    """Preset theory: what reads i and i^2 stays as it is. A construction's gates do not survive fine-tuning without."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: torch autocast over fp32 parameters."""
     zero_stage: Literal[0, 1, 2, 3] = 1

@@ -5,7 +5,7 @@ and neurons are used for, and each construction is written in them. Nothing here
 """
 
 from icrl.constructions.assemble import Construction, Report
-from icrl.constructions.embed import embed
+from icrl.constructions.embed import embed, hold_positions
 from icrl.constructions.linucb import linucb
 
-__all__ = ["Construction", "Report", "embed", "linucb"]
+__all__ = ["Construction", "Report", "embed", "hold_positions", "linucb"]

@@ -52,6 +52,25 @@ def embed(
     return model
 
 
+def hold_positions(model: Transformer) -> None:
+    """From now on no gradient reaches what reads the position, but for its constant 1 (preset theory).
+
+    Gates cancel i^2 exactly: an optimiser that moves such a weight by 1e-5 moves scores by (2T)^2 1e-5 and breaks
+    every gate. ValueError with another preset.
+    """
+    if model.config.preset != "theory":
+        raise ValueError(f"model.preset = {model.config.preset}: expected theory, only its tokens hold their position")
+    held = slice(-model.tokenizer.position_width, -1)
+    for block in model.blocks:
+        assert isinstance(block, TheoryBlock)
+        for weight in (block.query, block.key, block.value, block.mlp_in):
+            weight.register_hook(lambda gradient: gradient.index_fill(-1, _columns(gradient, held), 0.0))
+
+
+def _columns(matrix: Tensor, held: slice) -> Tensor:
+    return torch.arange(matrix.shape[-1], device=matrix.device)[held]
+
+
 def _places(narrow: int, wide: int, position: int) -> Tensor:
     """Where the coordinates of a narrow token lie in a wide one: all but the position at the front."""
     front = torch.arange(narrow - position)
