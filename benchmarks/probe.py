@@ -65,9 +65,9 @@ def run(quick: bool) -> dict[str, Any]:  # noqa: FBT001 - the signature of every
         sizes = f"model={json.dumps(to_dict(start.config))}"
         tuned = (f"train.init_from={root / 'start'}", "train.hold_positions=true")
         trained = {
-            PRACTICAL: _train(root, "practical", 4 if quick else 800, 3e-3, "model={layers: 5}"),
-            THEORY: _train(root, "theory", 4 if quick else 160, 1e-3, sizes),
-            TUNED: _train(root, "tuned", 4 if quick else 160, 1e-5, sizes, *tuned),
+            PRACTICAL: _train(root, "practical", 4 if quick else 600, 3e-3, "model={layers: 5}"),
+            THEORY: _train(root, "theory", 4 if quick else 120, 3e-4, sizes, tuned[1]),
+            TUNED: _train(root, "tuned", 4 if quick else 120, 1e-5, sizes, *tuned),
         }
         floor = _teacher_loss(load(root / "base.yaml").config)
         before = _validation_loss(start, load(root / "base.yaml").config)
