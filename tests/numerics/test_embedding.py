@@ -1,11 +1,15 @@
 """A construction inside a larger trainable model: the same function, gradients everywhere, the way into training."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from icrl import checkpoint
-from icrl.config import Config, LinearBanditConfig, ModelConfig, StorageConfig, TrainConfig
-from icrl.constructions import embed, linucb
+from icrl.config import Config, ConfigError, LinearBanditConfig, ModelConfig, StorageConfig, TrainConfig, to_dict
+from icrl.constructions import embed, hold_positions, linucb
 from icrl.model import Transformer
 
 BANDIT = LinearBanditConfig(dim=2, n_actions=3, horizon=6)
@@ -86,3 +90,42 @@ def test_training_starts_from_saved_weights_of_the_same_shapes(tmp_path):
     for sizes, where, message in cases:
         with pytest.raises(ValueError, match=message):
             checkpoint.start_from(Transformer(sizes, BANDIT), tmp_path / where, check_only=True)
+
+
+def test_held_positions_have_no_gradient_and_all_else_has():
+    model = embed(linucb(BANDIT, **SIZES), heads=20, mlp_dim=40, noise=0.01)
+    hold_positions(model)
+    model(*history()).log_softmax(-1)[..., 0].sum().backward()
+    for block in model.blocks[:-1]:
+        for weight in (block.query, block.key, block.value, block.mlp_in):
+            assert (weight.grad[..., -3:-1] == 0).all()
+            assert weight.grad[..., -1].abs().max() > 0, "the constant 1 is free"
+    with pytest.raises(ValueError, match=r"model\.preset = practical"):
+        hold_positions(Transformer(ModelConfig(), BANDIT))
+    with pytest.raises(ConfigError, match=r"train\.hold_positions"):
+        Config(train=TrainConfig(hold_positions=True))
+
+
+@pytest.mark.slow
+def test_a_run_starts_at_the_construction(tmp_path):
+    """Through `python -m train`: after small steps weights are near the construction's, held ones its own."""
+    embedded = embed(linucb(BANDIT, **SIZES))
+    checkpoint.save(embedded, tmp_path / "start")
+    sizes = json.dumps(to_dict(embedded.config))
+    (tmp_path / "tiny.yaml").write_text(
+        "environment: {kind: linear_bandit, dim: 2, n_actions: 3, horizon: 6}\n"
+        "dataset: {train: 64, validation: 16, test: 0, source: virtual}\n"
+        f"model: {sizes}\n"
+        "train: {steps: 2, global_batch: 8, workers: 1, init_from: start, hold_positions: true,\n"
+        "        optimizer: {lr: 1e-6, weight_decay: 0.0}, schedule: {warmup: 0}}\n"
+    )
+    command = [sys.executable, "-m", "train", tmp_path / "tiny.yaml", f"storage.root={tmp_path}", "run.dir=run"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    trained = checkpoint.load(tmp_path / "run")
+    for ours, start in zip(trained.blocks, embedded.float().blocks, strict=True):
+        for name in ("query", "key", "value", "mlp_in"):
+            a, b = getattr(ours, name), getattr(start, name)
+            assert torch.equal(a[..., -3:-1], b[..., -3:-1])
+            torch.testing.assert_close(a, b, rtol=0, atol=3e-6)
+    assert not torch.equal(trained.blocks[0].value, embedded.blocks[0].value)
