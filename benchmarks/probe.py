@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 import icrl.checkpoint
 from eval import style
@@ -134,7 +135,7 @@ def _validation_loss(model: Transformer, config: Config) -> float:
 
 def write(result: dict[str, Any]) -> None:
     """probe.csv, fine-tuning.csv and the figure of both."""
-    tables = {
+    tables: dict[str, tuple[tuple[str, ...], list[tuple[Any, ...]]]] = {
         "probe.csv": (
             ("model", "target", "layers", "r2"),
             [(m, t, k, v) for m, by in result["r2"].items() for t, values in by.items() for k, v in enumerate(values)],
@@ -165,11 +166,14 @@ def figure(result: dict[str, Any]) -> Figure:
             axes.plot(depth, values, marker="o", markersize=3, color=colour, label=name)
         axes.set(title=title, xlabel="share of layers passed", ylabel="held-out $R^2$", ylim=(-0.05, 1.05))
         style.plain(axes)
-    panels[0].legend(fontsize=7, loc="lower right")
+    out.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=2, frameon=False)
     last = panels[3]
     for name, curve in result["excess"].items():
         last.plot(*zip(*curve, strict=True), color=colours[name], marker="o", markersize=3, label=name)
-    last.set(xscale="symlog", yscale="log", xlabel="steps of 64 trajectories", ylabel="log-loss above the teacher's")
+    last.set(yscale="log", xlabel="steps of 64 trajectories", ylabel="log-loss above the teacher's")
+    last.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    last.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    last.yaxis.set_minor_formatter(NullFormatter())
     last.set_title("training")
     style.plain(last)
     return out

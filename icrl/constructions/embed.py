@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ def embed(
         raise ValueError(f"noise = {noise}: expected a number >= 0")
     own = construction.config
     asked = {"layers": layers, "heads": heads, "mlp_dim": mlp_dim, "embed_dim": embed_dim}
-    sizes = {name: getattr(own, name) if value is None else value for name, value in asked.items()}
+    sizes: dict[str, Any] = {name: getattr(own, name) if v is None else v for name, v in asked.items()}
     for name, value in sizes.items():
         if value < getattr(own, name):
             raise ValueError(f"{name} = {value}: expected at least the construction's {getattr(own, name)}")
@@ -64,11 +65,13 @@ def hold_positions(model: Transformer) -> None:
     for block in model.blocks:
         assert isinstance(block, TheoryBlock)
         for weight in (block.query, block.key, block.value, block.mlp_in):
-            weight.register_hook(lambda gradient: gradient.index_fill(-1, _columns(gradient, held), 0.0))
+            weight.register_hook(lambda gradient: _without(gradient, held))  # type: ignore[no-untyped-call]
 
 
-def _columns(matrix: Tensor, held: slice) -> Tensor:
-    return torch.arange(matrix.shape[-1], device=matrix.device)[held]
+def _without(gradient: Tensor, held: slice) -> Tensor:
+    out = gradient.clone()
+    out[..., held] = 0
+    return out
 
 
 def _places(narrow: int, wide: int, position: int) -> Tensor:

@@ -39,7 +39,7 @@ class Guarantee:
     @property
     def rho(self) -> float:
         """(n T)^-2, the scale of the cover."""
-        return (self.trajectories * self.horizon) ** -2.0
+        return 1.0 / (self.trajectories * self.horizon) ** 2
 
     @property
     def root_ratio(self) -> float:
@@ -121,7 +121,7 @@ def guarantee(
         raise ValueError(f"log_ratio = {log_ratio}: expected at least 0, no ratio is below 1")
     if not eps_real >= 0:
         raise ValueError(f"eps_real = {eps_real}: expected at least 0")
-    rho = (trajectories * horizon) ** -2.0
+    rho = 1.0 / (trajectories * horizon) ** 2
     return Guarantee(horizon, trajectories, delta, log_ratio, log_cover(rho), eps_real)
 
 

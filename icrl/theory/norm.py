@@ -54,7 +54,7 @@ def _layer(block: nn.Module) -> float:
     assert isinstance(block, PracticalBlock), type(block)
     width, heads = block.output.in_features, block.heads
     rows = folded(block.qkv, block.attention_norm).view(3, heads, width // heads, width + 1)
-    scale = (width // heads) ** -0.25
+    scale = math.pow(width // heads, -0.25)
     score = scale * float(torch.maximum(_norms(rows[0]), _norms(rows[1])).max())
     out = block.output.weight.double().view(width, heads, width // heads).transpose(0, 1)
     value = float(_norms(out @ rows[2]).sum())
