@@ -1,9 +1,9 @@
 """ReLU attention on a CPU: the C++ kernel against torch's ways, forward and forward and backward, in one thread.
 
 Rivals: `blocked` (ReLU in torch, scores in blocks), `eager` (ReLU in torch, scores T x T), `softmax` (torch's fused
-`scaled_dot_product_attention`, another function of the same products). Inputs are views of one packed [B,T,3,H,D], as a
-model has them, for all; CPU time, medians, all in turn. Useful operations: half of the T x T scores, 4 D each forward
-and 10 D backward; the floor is what `torch.mm` reaches in the same run.
+`scaled_dot_product_attention`, another function of the same products). The kernel reads views of one packed
+[B,T,3,H,D], as a model has them, its rivals contiguous copies. CPU time, medians, all in turn. Useful operations: half
+of the T x T scores, 4 D each forward and 10 D backward; the floor is what `torch.mm` reaches in the same run.
 """
 
 from __future__ import annotations
@@ -63,30 +63,32 @@ def ways(shape: Shape, dtype: torch.dtype) -> dict[str, dict[str, Callable[[], o
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     grad = torch.randn(shape.batch, shape.tokens, shape.heads, shape.width, generator=generator).to(dtype)
     grad = grad.transpose(1, 2)
+    incoming = grad.contiguous()
     factor = 1 / torch.arange(1, shape.tokens + 1, dtype=torch.float32)
-    inputs = [x.detach().requires_grad_() for x in (q, k, v)]
+    separate = [x.contiguous() for x in (q, k, v)]
+    inputs = [x.clone().requires_grad_() for x in separate]
 
     def ours() -> None:
         cpu.forward(q, k, v, factor, Seen())
         cpu.backward(grad, q, k, v, factor, Seen())
 
     def differentiated(work: Callable[..., Tensor]) -> Callable[[], object]:
-        return lambda: torch.autograd.grad(work(*inputs), inputs, grad)
+        return lambda: torch.autograd.grad(work(*inputs), inputs, incoming)
 
     def softmax(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return scaled_dot_product_attention(q, k, v, is_causal=True)
 
-    blocked = partial(relu_attention, backend="blocked")
     rivals: dict[str, Callable[..., Tensor]] = {
-        "blocked": blocked,
+        "blocked": partial(relu_attention, backend="blocked"),
         "eager": relu_attention_reference,
         "softmax": softmax,
     }
-    forward: dict[str, Callable[[], object]] = {name: partial(work, q, k, v) for name, work in rivals.items()}
-    return {
-        "forward": {"ours": lambda: cpu.forward(q, k, v, factor, Seen())} | forward,
-        "forward and backward": {"ours": ours} | {name: differentiated(work) for name, work in rivals.items()},
-    }
+    forward: dict[str, Callable[[], object]] = {"ours": lambda: cpu.forward(q, k, v, factor, Seen())}
+    both: dict[str, Callable[[], object]] = {"ours": ours}
+    for name, work in rivals.items():
+        forward[name] = partial(work, *separate)
+        both[name] = differentiated(work)
+    return {"forward": forward, "forward and backward": both}
 
 
 def judged(shape: Shape, dtype: torch.dtype, seconds: dict[str, float]) -> tuple[str, bool]:
@@ -129,8 +131,8 @@ def measured(shape: Shape, dtype: torch.dtype, repeats: int) -> list[dict[str, A
 def run(quick: bool) -> dict[str, Any]:  # noqa: FBT001
     """CPU milliseconds, ratios and rates of every shape, type and direction; which targets hold."""
     repeats = 3 if quick else 7
-    x = torch.zeros(1, 1, 1, 1)
-    if (reason := cpu.refusal(x, x, x, Seen())) is not None:
+    one = torch.zeros(1, 1, 1, 1)
+    if (reason := cpu.refusal(one, one, one, Seen())) is not None:
         return {"name": "attention", "reason": reason, "rows": [], "passed": False}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,12 @@ from torch import Tensor
 
 from icrl import algorithms, envs
 from icrl.config import LinearBanditConfig, LinUCBConfig
-from icrl.constructions import Construction, linucb
+from icrl.constructions import Construction, Method, linucb
 from icrl.rollout.loop import play
 from icrl.streams import Split
 
 SETTING = LinearBanditConfig()
-METHODS = ("paper", "newton_schulz", "log_depth")
+METHODS: tuple[Method, ...] = ("paper", "newton_schulz", "log_depth")
 TOLERANCE = 1e-3
 Row = dict[str, Any]
 
@@ -80,7 +80,11 @@ def rows() -> Iterator[Row]:
             model = linucb(environment, method=method, tolerance=TOLERANCE)
             yield _row("depth", model, condition * horizon, horizon, None)
     data, exact = history(SETTING, 1.0, 2)
-    sweep = {"paper": (25, 50, 100, 200, 398), "newton_schulz": range(5, 17), "log_depth": range(3, 11)}
+    sweep: dict[Method, Iterable[int]] = {
+        "paper": (25, 50, 100, 200, 398),
+        "newton_schulz": range(5, 17),
+        "log_depth": range(3, 11),
+    }
     for method in METHODS:
         for steps in sweep[method]:
             model = linucb(SETTING, method=method, ridge_layers=steps, knots=400)
@@ -112,7 +116,7 @@ def draw(found: list[Row], path: Path) -> None:
         line(depth, "depth", "T", "L", method, method=method)
         line(steps, "steps", "L", "error", method, method=method)
     line(depth, "depth", "T", "theorem_L", "the theorem's formula", method="paper")
-    depth.set(xlabel="T", ylabel="layers", title=f"Layers that guarantee {TOLERANCE:g}")
+    depth.set(xlabel="T", ylabel="layers", ylim=(5, 3e5), title=f"Layers that guarantee {TOLERANCE:g}")
     steps.axhline(TOLERANCE, color="grey", linestyle=":")
     steps.set(xlabel="layers", ylabel="max |Δ log p|", title="Measured error, T = 200, 400 knots")
     for dtype in ("float64", "float32"):
@@ -122,7 +126,7 @@ def draw(found: list[Row], path: Path) -> None:
     horizon.set(xlabel="T", ylabel="max |Δ log p|", title="log_depth, measured, ridge 1")
     condition.set(xlabel="condition number bound", ylabel="max |Δ log p|", title="log_depth, measured, T = 200")
     for axes in (depth, steps, horizon, condition):
-        axes.legend()
+        axes.legend(loc="upper left" if axes is depth else "best")
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=130)
 

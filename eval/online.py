@@ -43,7 +43,7 @@ class Outcome:
 def batch_size(model: Transformer) -> int:
     """Environments that the transformer plays at once, for a bounded cache."""
     cache = model.new_cache(1)
-    return max(1, min(MAX_BATCH, _CACHE_BYTES // (cache.keys.nbytes + cache.values.nbytes)))
+    return max(1, min(MAX_BATCH, _CACHE_BYTES // cache.nbytes))
 
 
 def evaluate(

@@ -43,20 +43,11 @@ class TransformerPolicy(Algorithm):
     @torch.inference_mode()
     def reset(self, environments: Batch) -> None:
         """Start B fresh interactions."""
-        expected = self.model.environment
-        got, wanted = _sizes_of(environments), _sizes(expected)
-        if got != wanted:
-            raise ValueError(f"environments of {got}: the model {self.name!r} expects {wanted}")
-        batch = len(environments.index)
-        device = self.model.device
-        self._states_change = not isinstance(environments, BanditBatch)
-        if isinstance(environments, BanditBatch):
-            self._shown = torch.from_numpy(environments.action_set).to(device, self.model.dtype)
-        else:
-            self._shown = torch.zeros(batch, expected.horizon, dtype=torch.int64, device=device)
-        self._actions = torch.zeros(batch, expected.horizon, dtype=torch.int64, device=device)
-        self._rewards = torch.zeros(batch, expected.horizon, dtype=self.model.dtype, device=device)
-        self._round = 0
+        self._shown = self._readable(environments)
+        batch, horizon, device = len(environments.index), self.model.environment.horizon, self.model.device
+        self._actions = torch.zeros(batch, horizon, dtype=torch.int64, device=device)
+        self._rewards = torch.zeros(batch, horizon, dtype=self.model.dtype, device=device)
+        self._round, self._rows = np.zeros(batch, np.int64), np.arange(batch)
         self._probabilities: npt.NDArray[np.float64] | None = None
         if self._cache is not None and self._cache.batch == batch:
             self._cache.reset()
@@ -66,16 +57,50 @@ class TransformerPolicy(Algorithm):
     @torch.inference_mode()
     def observe(self, observation: Observation) -> None:
         """See s_t, int [B], of an MDP."""
-        if self._states_change:
+        if self._shows_states:
             assert observation is not None
-            self._shown[:, self._round] = torch.from_numpy(observation.astype(np.int64))
+            self._shown[self._rows, self._round] = torch.from_numpy(observation.astype(np.int64)).to(self._shown.device)
+
+    @torch.inference_mode()
+    def restart(self, which: npt.NDArray[np.int64], environments: Batch) -> None:
+        """End the interactions `which`, int64[n] of 0..B-1, and start fresh ones with n environments in their places.
+
+        The others go on: from now on each interaction is in a round of its own. Comes after `update`, before the next
+        action. ValueError at another time, or when the environments do not fit the model or `which`.
+        """
+        if self._probabilities is not None:
+            raise ValueError("restart in the middle of a round: expected after update, before probabilities or act")
+        shown = self._readable(environments)
+        if which.shape != (len(shown),) or len(np.unique(which)) != len(which):
+            raise ValueError(f"which of shape {which.shape}: expected {len(shown)} different interactions")
+        if len(which) and not 0 <= which.min() <= which.max() < len(self._round):
+            raise ValueError(f"which in {which.min()}..{which.max()}: expected interactions 0..{len(self._round) - 1}")
+        if self._cache is not None:
+            self._cache.reset(which)
+        self._shown[torch.from_numpy(which).to(self._shown.device)] = shown
+        self._round[which] = 0
+
+    @property
+    def _shows_states(self) -> bool:
+        return isinstance(self.model.environment, TabularMDPConfig | GridWorldConfig)
+
+    def _readable(self, environments: Batch) -> Tensor:
+        """A copy of the action sets [B,A,d], or room for the states [B,T], if the environments fit the model."""
+        got, expected = _sizes_of(environments), _sizes(self.model.environment)
+        if got != expected:
+            raise ValueError(f"environments of {got}: the model {self.name!r} expects {expected}")
+        device = self.model.device
+        if isinstance(environments, BanditBatch):
+            return torch.from_numpy(environments.action_set).to(device, self.model.dtype, copy=True)
+        return torch.zeros(len(environments.index), self.model.environment.horizon, dtype=torch.int64, device=device)
 
     @torch.inference_mode()
     def probabilities(self) -> npt.NDArray[np.float64]:
         """float64[B, A]: Alg_theta(. | D_{t-1}, s_t)."""
         if self._probabilities is None:
-            if self._round == self.model.environment.horizon:
-                raise ValueError(f"round {self._round + 1}: the model {self.name!r} was made for {self._round} rounds")
+            horizon = self.model.environment.horizon
+            if self._round.max(initial=0) == horizon:
+                raise ValueError(f"round {horizon + 1}: the model {self.name!r} was made for {horizon} rounds")
             logits = self._logits().to("cpu", torch.float64)
             self._probabilities = logits.softmax(-1).numpy()
         return self._probabilities
@@ -89,22 +114,25 @@ class TransformerPolicy(Algorithm):
     def update(self, action: npt.NDArray[np.int64], reward: npt.NDArray[np.float32]) -> None:
         """Append (action int64[B], reward float32[B]) to the history."""
         self.probabilities()  # the cache must hold this round before the next one
-        self._actions[:, self._round] = torch.from_numpy(action)
-        self._rewards[:, self._round] = torch.from_numpy(reward)
+        self._actions[self._rows, self._round] = torch.from_numpy(action).to(self._actions.device)
+        self._rewards[self._rows, self._round] = torch.from_numpy(reward).to(self._rewards)
         self._round += 1
         self._probabilities = None
 
     def _logits(self) -> Tensor:
         """Logits [B,A] of this round."""
-        seen = self._round
         if self._cache is None:
-            # the action and reward of this round are placeholders: no prediction up to this round sees them
-            shown = self._shown[:, : seen + 1] if self._states_change else self._shown
-            prefix = self.model(shown, self._actions[:, : seen + 1], self._rewards[:, : seen + 1])
-            logits: Tensor = prefix[:, -1]
+            # the actions and rewards from this round on are placeholders: no prediction up to this round sees them
+            longest = int(self._round.max()) + 1
+            shown = self._shown[:, :longest] if self._shows_states else self._shown
+            prefix = self.model(shown, self._actions[:, :longest], self._rewards[:, :longest])
+            logits: Tensor = prefix[self._rows, self._round]
             return logits
-        shown = self._shown[:, seen] if self._states_change else self._shown
-        previous = (self._actions[:, seen - 1], self._rewards[:, seen - 1]) if seen else None
+        shown = self._shown[self._rows, self._round] if self._shows_states else self._shown
+        if self._cache.aligned and not self._round[0]:
+            return self.model.forward_cached(shown, None, self._cache)
+        last = np.maximum(self._round - 1, 0)
+        previous = (self._actions[self._rows, last], self._rewards[self._rows, last])
         return self.model.forward_cached(shown, previous, self._cache)
 
 

@@ -5,7 +5,8 @@ tokens or models.
 """
 
 from icrl.attention.cache import KVCache
+from icrl.attention.decode import Slot
 from icrl.attention.kinds import attention
 from icrl.attention.relu import explain, relu_attention, relu_attention_qkvpacked
 
-__all__ = ["KVCache", "attention", "explain", "relu_attention", "relu_attention_qkvpacked"]
+__all__ = ["KVCache", "Slot", "attention", "explain", "relu_attention", "relu_attention_qkvpacked"]

@@ -6,6 +6,6 @@ and neurons are used for, and each construction is written in them. Nothing here
 
 from icrl.constructions.assemble import Construction, Report
 from icrl.constructions.embed import embed, hold_positions
-from icrl.constructions.linucb import linucb
+from icrl.constructions.soft_linucb import Method, linucb
 
-__all__ = ["Construction", "Report", "embed", "hold_positions", "linucb"]
+__all__ = ["Construction", "Method", "Report", "embed", "hold_positions", "linucb"]

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from icrl.attention import KVCache, attention
+from icrl.attention import KVCache, Slot, relu_attention
 from icrl.config import ModelConfig
 from icrl.model.sparse import SparseMap
 from icrl.model.theory import TheoryBlock, clip
@@ -40,7 +40,7 @@ class FactoredBlock(nn.Module):
     """h_i += sum_m (1/i) sum_{j <= i} relu(<Q_m h_i, K_m h_j>) V_m h_j; h_i += W_2 relu(W_1 h_i); clip_R.
 
     project [R,D]: rows of all Q, K, S, group by group in this order. write [D, sum H c]: the columns of all U. mlp_in
-    [D',D] and mlp_out [D,D']: W_1 and W_2. `slot` is the first of the block's places in a `SlotCache`, one a group.
+    [D',D] and mlp_out [D,D']: W_1 and W_2. `slot` is the first of the block's slots in a cache, one a group.
     """
 
     shapes: Tensor
@@ -82,9 +82,9 @@ class FactoredBlock(nn.Module):
         """D'."""
         return self.mlp_in.height
 
-    def slots(self) -> list[tuple[int, int, int]]:
-        """(G, r, c) of every place the block takes in a cache."""
-        return [(group.keys, group.rank, group.width) for group in self.groups]
+    def slots(self) -> list[Slot]:
+        """The places the block takes in a cache."""
+        return [Slot(group.keys, group.rank, group.width) for group in self.groups]
 
     def forward(self, h_BND: Tensor, cache: KVCache | None) -> Tensor:
         batch, n_tokens, width = h_BND.shape
@@ -105,10 +105,7 @@ class FactoredBlock(nn.Module):
                 next(parts).view(heads, -1, batch, n_tokens).permute(2, 0, 3, 1)
                 for heads in (group.heads, group.keys, group.keys)
             )
-            if cache is not None:
-                k, v = cache.append(self.slot + place, k, v)
-            share = group.heads // group.keys
-            mixed = attention(q, _repeated(k, share), _repeated(v, share), "relu")
+            mixed = relu_attention(q, k, v) if cache is None else cache.append_and_attend(self.slot + place, q, k, v)
             out.append(mixed.permute(1, 3, 0, 2).reshape(-1, batch * n_tokens))
         return torch.cat(out)
 
@@ -158,11 +155,6 @@ class FactoredBlock(nn.Module):
             r_outer, r_inner = (torch.linalg.qr(x.transpose(1, 2), mode="r")[1] for x in (outer, inner))
             value += float(torch.linalg.matrix_norm(r_outer @ r_inner.transpose(1, 2), 2).sum())
         return score + value + self.mlp_in.norm() + self.mlp_out.norm()
-
-
-def _repeated(x_BGTd: Tensor, share: int) -> Tensor:
-    """[B,G share,T,d]: every key head for the heads that share it."""
-    return x_BGTd if share == 1 else x_BGTd.repeat_interleave(share, dim=1)
 
 
 def _norms(rows_HrD: Tensor) -> Tensor:

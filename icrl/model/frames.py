@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from icrl.config import EnvironmentConfig, ModelConfig
 from icrl.model.initial import normal
 from icrl.model.theory import clip
-from icrl.tokens import TheoryLayout, Tokenizer
+from icrl.tokens import TheoryLayout, Tokenizer, positions
 
 
 class PracticalFrame(nn.Module):
@@ -33,10 +33,10 @@ class PracticalFrame(nn.Module):
         with torch.no_grad():
             self.position.normal_(0, 0.02, generator=generator)
 
-    def enter(self, fields_BNw: Tensor, first: int) -> Tensor:
-        """Residual stream [B,N,D] of raw fields; `first` tokens came before."""
+    def enter(self, fields_BNw: Tensor, first: int | Tensor) -> Tensor:
+        """Residual stream [B,N,D] of raw fields; `first` tokens came before, int [B] where that differs."""
         embedded: Tensor = self.embedding(fields_BNw)
-        return embedded + self.position[first : first + fields_BNw.shape[1]]
+        return embedded + self.position[positions(first, fields_BNw.shape[1], fields_BNw.device)]
 
     def leave(self, h_BTD: Tensor) -> Tensor:
         """Logits [B,T,A]."""
@@ -55,8 +55,8 @@ class TheoryFrame(nn.Module):
     def reset(self, generator: torch.Generator) -> None:
         """Nothing to draw."""
 
-    def enter(self, fields_BNw: Tensor, first: int) -> Tensor:
-        """clip_R of the tokens [B,N,D]; `first` tokens came before."""
+    def enter(self, fields_BNw: Tensor, first: int | Tensor) -> Tensor:
+        """clip_R of the tokens [B,N,D]; `first` tokens came before, int [B] where that differs."""
         return clip(self.layout.place(fields_BNw, first), self.radius)
 
     def leave(self, h_BTD: Tensor) -> Tensor:

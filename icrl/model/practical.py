@@ -46,9 +46,11 @@ class PracticalBlock(nn.Module):
         batch, n_tokens, width = h_BND.shape
         qkv = self.qkv(self.attention_norm(h_BND)).view(batch, n_tokens, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        if cache is not None:
-            k, v = cache.append(self.layer, k, v)
-        mixed = attention(q, k, v, self.kind, (width // self.heads) ** -0.5)
+        scale = (width // self.heads) ** -0.5
+        if cache is None:
+            mixed = attention(q, k, v, self.kind, scale)
+        else:
+            mixed = cache.append_and_attend(self.layer, q, k, v, scale)
         h_BND = h_BND + self.output(mixed.transpose(1, 2).reshape(batch, n_tokens, width))
         out: Tensor = h_BND + self.mlp_out(torch.relu(self.mlp_in(self.mlp_norm(h_BND))))
         return out

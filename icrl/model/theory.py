@@ -44,9 +44,8 @@ class TheoryBlock(nn.Module):
 
     def forward(self, h_BND: Tensor, cache: KVCache | None) -> Tensor:
         q, k, v = (self._heads(h_BND, matrix) for matrix in (self.query, self.key, self.value))
-        if cache is not None:
-            k, v = cache.append(self.layer, k, v)
-        h_BND = h_BND + relu_attention(q, k, v).sum(1)
+        mixed = relu_attention(q, k, v) if cache is None else cache.append_and_attend(self.layer, q, k, v)
+        h_BND = h_BND + mixed.sum(1)
         h_BND = h_BND + linear(torch.relu(linear(h_BND, self.mlp_in)), self.mlp_out)
         return clip(h_BND, self.radius)
 

@@ -6,12 +6,12 @@ Shapes: B trajectories, T rounds, A actions, d dim, N tokens, D embed_dim, M hea
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from icrl.attention import KVCache
-from icrl.attention.slots import SlotCache
+from icrl.attention import KVCache, Slot
 from icrl.config import EnvironmentConfig, ModelConfig
 from icrl.model.factored import FactoredBlock
 from icrl.model.frames import PracticalFrame, TheoryFrame
@@ -85,27 +85,42 @@ class Transformer(nn.Module):
     def forward_cached(self, shown: Tensor, previous: tuple[Tensor, Tensor] | None, cache: KVCache) -> Tensor:
         """Logits [B,A] of the next round; `previous` = (action int [B], reward [B]) of the last, None on the first.
 
-        shown: the action set [B,A,d] of a bandit, the state int [B] of an MDP. ValueError once the horizon is over.
+        shown: the action set [B,A,d] of a bandit, the state int [B] of an MDP. After `cache.reset` of some environments
+        each is in a round of its own; `previous`, which must then be given, means nothing where it is the first.
+        ValueError once a horizon is over, or for rounds of their own where their tokens differ in number.
         """
-        fields = self.tokenizer.step(self._cast(shown), previous, cache.length).to(self.dtype)
+        if not cache.aligned:
+            per_round = self.tokenizer.tokens_per_round
+            if previous is None:
+                raise ValueError("previous = None: expected (action, reward), which means nothing in a first round")
+            if per_round is None:
+                raise ValueError("environments in different rounds: expected model.tokens = merged for an MDP")
+            if per_round > 1:
+                cache.padding = (cache.lengths == 0).int() * (per_round - 1)
+        first = cache.longest if cache.aligned else cache.lengths
+        fields = self.tokenizer.step(self._cast(shown), previous, first).to(self.dtype)
         return self._run(fields, cache, slice(-1, None)).squeeze(1)
 
-    def new_cache(self, batch: int) -> KVCache:
-        """An empty cache for this many interactions of a whole horizon."""
-        slots = [slot for block in self.blocks if isinstance(block, FactoredBlock) for slot in block.slots()]
-        if slots:
-            return SlotCache(slots, batch, self.tokenizer.n_tokens, self.dtype, self.device)
+    def new_cache(self, batch: int, *, backend: Literal["auto", "native", "plain"] = "auto") -> KVCache:
+        """An empty cache for this many interactions of a whole horizon; `backend` as `KVCache` has it."""
         heads = self.config.heads
         width = self.config.embed_dim if self.config.preset == "theory" else self.config.embed_dim // heads
-        shape = (batch, heads, self.tokenizer.n_tokens, width)
-        return KVCache(self.config.layers, shape, self.dtype, self.device)
+        factored = [slot for block in self.blocks if isinstance(block, FactoredBlock) for slot in block.slots()]
+        return KVCache(
+            factored or [Slot(heads, width, width)] * self.config.layers,
+            batch,
+            self.tokenizer.n_tokens,
+            kind=self.config.attention,
+            dtype=self.dtype,
+            device=self.device,
+            backend=backend,
+        )
 
     def _run(self, fields_BNw: Tensor, cache: KVCache | None, wanted: slice | Tensor) -> Tensor:
-        first = cache.length if cache is not None else 0
-        stop = first + fields_BNw.shape[1]
+        stop = fields_BNw.shape[1] + (cache.longest if cache is not None else 0)
         if stop > self.tokenizer.n_tokens:
             raise ValueError(f"{stop} tokens: the horizon is over, the model holds {self.tokenizer.n_tokens}")
-        h_BND = self.frame.enter(fields_BNw, first)
+        h_BND = self.frame.enter(fields_BNw, cache.first if cache is not None else 0)
         for block in self.blocks:
             h_BND = block(h_BND, cache)
         if cache is not None:

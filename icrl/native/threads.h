@@ -1,5 +1,5 @@
 // Work divided over threads that live for one call: nothing is left for a fork to break or for an OpenMP of someone
-// else's to disturb. A start costs about 10 us, so callers ask for one thread when the work is small.
+// else's to disturb. A start costs about 20 us, so callers ask for one thread when the work is small.
 #pragma once
 
 #include <pthread.h>

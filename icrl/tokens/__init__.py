@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from icrl.config import EnvironmentConfig, GridWorldConfig, LinearBanditConfig, TabularMDPConfig
 from icrl.tokens.bandit import BanditTokenizer
-from icrl.tokens.base import Kind, Tokenizer
+from icrl.tokens.base import Kind, Tokenizer, positions
 from icrl.tokens.layout import TheoryLayout, required_width
 from icrl.tokens.mdp import MDPTokenizer
 
-__all__ = ["BanditTokenizer", "MDPTokenizer", "TheoryLayout", "Tokenizer", "required_width", "tokenizer_of"]
+__all__ = [
+    "BanditTokenizer",
+    "Kind",
+    "MDPTokenizer",
+    "TheoryLayout",
+    "Tokenizer",
+    "positions",
+    "required_width",
+    "tokenizer_of",
+]
 
 
 def tokenizer_of(environment: EnvironmentConfig, kind: Kind) -> BanditTokenizer | MDPTokenizer:

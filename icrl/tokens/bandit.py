@@ -54,13 +54,20 @@ class BanditTokenizer:
         asked = self._start(action_set).expand(-1, action.shape[1], -1)
         return torch.stack([asked, self._played(action_set, action, reward)], dim=2).flatten(1, 2)
 
-    def step(self, action_set: Tensor, previous: tuple[Tensor, Tensor] | None, first: int) -> Tensor:
-        """The tokens [B,n,w] that round t adds up to its prediction; `previous` = (action [B], reward [B]) of t - 1."""
+    def step(self, action_set: Tensor, previous: tuple[Tensor, Tensor] | None, first: int | Tensor) -> Tensor:
+        """The tokens [B,n,w] that round t adds up to its prediction; `previous` = (action [B], reward [B]) of t - 1.
+
+        Where `first`, int [B], is 0, `previous` means nothing: only the last of the n tokens is one, that of round 1.
+        """
         if previous is None:
             return self._start(action_set)
         action, reward = previous
         played = self._played(action_set, action[:, None], reward[:, None])
-        return played if self.kind == "merged" else torch.cat([played, self._start(action_set)], dim=1)
+        if self.kind != "merged":
+            return torch.cat([played, self._start(action_set)], dim=1)
+        if isinstance(first, int):
+            return played
+        return torch.where((first == 0)[:, None, None], self._start(action_set), played)
 
     def _start(self, action_set: Tensor) -> Tensor:
         """The token that asks for an action when nothing else is to be told, [B,1,w]."""
@@ -91,7 +98,7 @@ class BanditTokenizer:
         """Features [B,n,d] of the actions [B,n]."""
         return action_set.gather(1, index.unsqueeze(-1).expand(-1, -1, self.dim))
 
-    def position(self, first: int, n_tokens: int, like: Tensor) -> Tensor:
-        """pos_i = (i, i^2, 1) of the tokens after the first `first`, [n_tokens,3]; i is 1-based."""
+    def position(self, first: int | Tensor, n_tokens: int, like: Tensor) -> Tensor:
+        """pos_i = (i, i^2, 1) of the tokens after `first` others, [n_tokens,3] or [B,n_tokens,3]; i is 1-based."""
         index = indices(first, n_tokens, like)
         return torch.stack([index, index * index, torch.ones_like(index)], dim=-1)

@@ -31,6 +31,11 @@ class Tokenizer(Protocol):
     """Width of pos_i."""
 
     @property
+    def tokens_per_round(self) -> int | None:
+        """Tokens that a round adds; None where rounds differ."""
+        ...
+
+    @property
     def prediction(self) -> slice | Tensor:
         """The tokens whose outputs are the logits of rounds 1..T, as an index of the token axis."""
         ...
@@ -39,18 +44,24 @@ class Tokenizer(Protocol):
         """Raw fields [B,N,w] of action int [B,T] and reward [B,T], up to the prediction of the last round at least."""
         ...
 
-    def step(self, shown: Tensor, previous: tuple[Tensor, Tensor] | None, first: int) -> Tensor:
-        """The tokens [B,n,w] that a round adds up to its prediction, after `first` others.
+    def step(self, shown: Tensor, previous: tuple[Tensor, Tensor] | None, first: int | Tensor) -> Tensor:
+        """The tokens [B,n,w] that a round adds up to its prediction, after `first` others, int [B] where that differs.
 
         `previous` = (action [B], reward [B]) of the round before; None on the first.
         """
         ...
 
-    def position(self, first: int, n_tokens: int, like: Tensor) -> Tensor:
-        """pos_i of the tokens after the first `first`, [n_tokens,position_width]."""
+    def position(self, first: int | Tensor, n_tokens: int, like: Tensor) -> Tensor:
+        """pos_i of the tokens after `first` others, [n_tokens,position_width], or [B,...] of `first` [B]."""
         ...
 
 
-def indices(first: int, n_tokens: int, like: Tensor) -> Tensor:
-    """i = first + 1 .. first + n_tokens in the dtype and on the device of `like`."""
-    return torch.arange(first + 1, first + n_tokens + 1, device=like.device).to(like.dtype)
+def positions(first: int | Tensor, n_tokens: int, device: torch.device) -> Tensor:
+    """Positions from 0 of n tokens after `first`: int64 [n], or [B,n] of `first` [B], 0 where it lies before."""
+    index = torch.arange(n_tokens, device=device)
+    return index + first if isinstance(first, int) else (index + first.unsqueeze(1)).clamp(min=0)
+
+
+def indices(first: int | Tensor, n_tokens: int, like: Tensor) -> Tensor:
+    """i = position + 1, in the dtype and on the device of `like`."""
+    return (positions(first, n_tokens, like.device) + 1).to(like.dtype)

@@ -34,8 +34,8 @@ class TheoryLayout:
         self.position = slice(embed_dim - tokenizer.position_width, embed_dim)
         self._tokenizer = tokenizer
 
-    def place(self, fields: Tensor, first: int) -> Tensor:
-        """Tokens [B,n,D] of raw fields [B,n,w]; `first` tokens came before."""
+    def place(self, fields: Tensor, first: int | Tensor) -> Tensor:
+        """Tokens [B,n,D] of raw fields [B,n,w]; `first` came before, int [B] where that differs."""
         batch, n_tokens, width = fields.shape
         out = fields.new_zeros(batch, n_tokens, self.embed_dim)
         out[..., :width] = fields

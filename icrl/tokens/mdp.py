@@ -37,6 +37,7 @@ class MDPTokenizer:
         self.tokens_per_episode = self.episode_length if kind == "merged" else 2 * self.episode_length + 1
         self.n_tokens = environment.episodes * self.tokens_per_episode
         self.position_width = 6
+        self.tokens_per_round = 1 if kind == "merged" else None
 
     @property
     def prediction(self) -> slice | Tensor:
@@ -60,20 +61,21 @@ class MDPTokenizer:
         split = padded.view(batch, episodes, 2 * self.episode_length, self.width)
         return torch.cat([split, torch.zeros_like(split[:, :, :1])], dim=2).flatten(1, 2)
 
-    def step(self, state: Tensor, previous: tuple[Tensor, Tensor] | None, first: int) -> Tensor:
-        """The tokens [B,n,w] up to the prediction at state int [B], after `first` others."""
+    def step(self, state: Tensor, previous: tuple[Tensor, Tensor] | None, first: int | Tensor) -> Tensor:
+        """The tokens [B,n,w] up to the prediction at state int [B], after `first` others (int [B] if that differs)."""
         if previous is None:
             return self._states(state[:, None], torch.float32)
         action, reward = previous
         asked = self._states(state[:, None], reward.dtype)
         played = self._played(action[:, None], reward[:, None])
         if self.kind == "merged":
-            return asked + played
+            return asked + (played if isinstance(first, int) else played * (first > 0)[:, None, None])
+        assert isinstance(first, int), "rounds of this layout differ in their number of tokens"
         ended = first % self.tokens_per_episode == self.tokens_per_episode - 2
         return torch.cat([played, torch.zeros_like(played), asked] if ended else [played, asked], dim=1)
 
-    def position(self, first: int, n_tokens: int, like: Tensor) -> Tensor:
-        """pos_i of the tokens after the first `first`, [n_tokens,6]."""
+    def position(self, first: int | Tensor, n_tokens: int, like: Tensor) -> Tensor:
+        """pos_i of the tokens after `first` others, [n_tokens,6] or [B,n_tokens,6]."""
         index = indices(first, n_tokens, like)
         episode = torch.div(index - 1, self.tokens_per_episode, rounding_mode="floor")
         within = index - 1 - episode * self.tokens_per_episode

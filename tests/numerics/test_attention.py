@@ -1,13 +1,11 @@
 """Attention against its definition written as loops, its gradients, and its exact properties."""
 
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from icrl.attention import KVCache, attention
+from icrl.attention import attention
 from icrl.attention.reference import relu_attention_reference, softmax_attention_reference
 
 REFERENCE = {"relu": relu_attention_reference, "softmax": softmax_attention_reference}
@@ -94,29 +92,3 @@ def test_negative_scores_give_exact_zeros_and_no_gradient():
     out = attention(*inputs, "relu")
     assert torch.count_nonzero(out) == 0
     assert all(torch.count_nonzero(g) == 0 for g in torch.autograd.grad(out.sum(), inputs))
-
-
-@pytest.mark.parametrize("kind", ["relu", "softmax"])
-@pytest.mark.parametrize("chunks", [[1] * 9, [1, 2, 2, 2, 2], [4, 5]])
-def test_decoding_with_the_cache_equals_the_prefill(kind, chunks):
-    q, k, v = tensors(9, 9, 4)
-    cache = KVCache(2, (3, 2, 9, 4), torch.float64, torch.device("cpu"))
-    for use in range(2):  # the second time after a reset
-        parts, start = [], 0
-        for n in chunks:
-            new = slice(start, start + n)
-            cache.append(0, torch.full_like(k[:, :, new], math.nan), v[:, :, new])  # another layer's memory
-            keys, values = cache.append(1, k[:, :, new], v[:, :, new])
-            parts.append(attention(q[:, :, new], keys, values, kind))
-            cache.advance(n)
-            start += n
-        torch.testing.assert_close(torch.cat(parts, 2), attention(q, k, v, kind), rtol=0, atol=1e-13, msg=str(use))
-        cache.reset()
-
-
-def test_a_full_cache_refuses_more():
-    cache = KVCache(1, (1, 1, 3, 2), torch.float32, torch.device("cpu"))
-    cache.append(0, torch.zeros(1, 1, 3, 2), torch.zeros(1, 1, 3, 2))
-    cache.advance(3)
-    with pytest.raises(ValueError, match="4 tokens in a cache for 3"):
-        cache.append(0, torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 1, 2))

@@ -100,9 +100,10 @@ def test_a_round_changes_later_logits_only(preset, kind, tokens, dtype):
 
 @pytest.mark.parametrize(("preset", "kind", "tokens"), VARIANTS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
-def test_cached_rounds_equal_the_full_pass(preset, kind, tokens, dtype, tolerance):
+@pytest.mark.parametrize("backend", ["auto", "plain"])
+def test_cached_rounds_equal_the_full_pass(preset, kind, tokens, dtype, tolerance, backend):
     model = build(preset, kind, tokens).to(dtype)
-    cache = model.new_cache(5)
+    cache = model.new_cache(5, backend=backend)
     for seed in range(2):  # the second trajectories after a reset
         action_set, action, reward = trajectories(seed=seed)
         cache.reset()
@@ -117,6 +118,32 @@ def test_cached_rounds_equal_the_full_pass(preset, kind, tokens, dtype, toleranc
         model.forward_cached(action_set, (action[:, -1], reward[:, -1]), cache)
     with pytest.raises(ValueError, match="horizon is over"):
         model(*trajectories(horizon=9))
+
+
+@pytest.mark.parametrize(("preset", "kind", "tokens"), VARIANTS)
+@pytest.mark.parametrize("backend", ["auto", "plain"])
+def test_cached_rounds_that_start_apart_equal_the_full_pass(preset, kind, tokens, backend):
+    """Interaction b starts over in step 2 b; what came before it leaves no trace."""
+    model = build(preset, kind, tokens).double()
+    action_set, action, reward = trajectories(4)
+    starts = [0, 2, 4, 6]
+    cache = model.new_cache(4, backend=backend)
+    got = torch.full((4, 8, 4), torch.nan, dtype=torch.float64)
+    with torch.inference_mode():
+        cache.reset(range(4))
+        for step in range(8):
+            cache.reset([b for b in range(4) if starts[b] == step])
+            rounds = torch.tensor([step - start if step >= start else step for start in starts])
+            last = (torch.arange(4), (rounds - 1).clamp(min=0))
+            logits = model.forward_cached(action_set, (action[last], reward[last]), cache)
+            for b in range(4):
+                got[b, rounds[b]] = logits[b]
+        full = model(action_set, action, reward)
+    for b in range(4):
+        n = 8 - starts[b]
+        torch.testing.assert_close(got[b, :n], full[b, :n], rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match=r"previous = None: expected \(action, reward\)"):
+        model.forward_cached(action_set, None, cache)
 
 
 @pytest.mark.parametrize("kind", ["relu", "softmax"])

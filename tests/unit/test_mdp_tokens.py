@@ -88,3 +88,29 @@ def test_other_environments_are_refused():
 def test_onehot_is_refused_with_the_reason():
     with pytest.raises(ValueError, match="expected paper or merged"):
         tokenizer_of(MDP, "onehot")
+
+
+@pytest.mark.parametrize("backend", ["native", "plain"])
+def test_interactions_in_rounds_of_their_own(backend):
+    transformer = model("merged")
+    cache = transformer.new_cache(2, backend=backend)
+    state, action, reward = (torch.cat([x, x.flip(1)]) for x in (STATE, ACTION, REWARD))
+    whole = transformer(state, action, reward)
+    with torch.inference_mode():
+        for t in range(3):
+            transformer.forward_cached(state[:, t], (action[:, t - 1], reward[:, t - 1]) if t else None, cache)
+        cache.reset([1])
+        for t in range(3, 6):
+            own = torch.tensor([t, t - 3])
+            before = (own - 1).clamp(min=0)
+            rows = torch.arange(2)
+            logits = transformer.forward_cached(state[rows, own], (action[rows, before], reward[rows, before]), cache)
+            torch.testing.assert_close(logits, whole[rows, own].detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_paper_tokens_keep_step():
+    transformer = model("paper")
+    cache = transformer.new_cache(2)
+    cache.reset([1])
+    with pytest.raises(ValueError, match=r"model\.tokens = merged"):
+        transformer.forward_cached(STATE[0, :2], (ACTION[0, :2], REWARD[0, :2]), cache)

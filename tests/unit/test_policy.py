@@ -1,5 +1,7 @@
 """The transformer as an algorithm: cached and recomputed rollouts, teacher forcing, sampling, and what it refuses."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +61,39 @@ def test_reset_starts_over_for_any_number_of_environments():
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("tokens", ["paper", "onehot", "merged"])
+def test_interactions_that_start_apart_equal_each_alone(tokens, cache):
+    """A server's way: some end and others take their place while the rest go on."""
+    model = build(tokens).double()
+    policy, fresh = TransformerPolicy(model, cache=cache), itertools.count(100)
+    policy.reset(environments(5))
+    alone = []
+    for b in range(5):
+        alone.append(TransformerPolicy(model, cache=False))
+        alone[b].reset(environments(1, b))
+    ages, rng = np.zeros(5, np.int64), np.random.default_rng(3)
+    for step in range(20):
+        ending = np.flatnonzero((ages == CONFIG.horizon) | (rng.random(5) < (0 if step < 3 else 0.2)))
+        if len(ending):
+            new = [next(fresh) for _ in ending]
+            policy.restart(ending, sample(CONFIG, 9, Split.EVAL, np.array(new)))
+            for b, index in zip(ending, new, strict=True):
+                alone[b].reset(environments(1, index))
+            ages[ending] = 0
+        expected = np.concatenate([one.probabilities() for one in alone])
+        np.testing.assert_allclose(policy.probabilities(), expected, rtol=0, atol=1e-12)
+        action, reward = rng.integers(0, 4, 5), rng.standard_normal(5).astype(np.float32)
+        policy.update(action, reward)
+        for b in range(5):
+            alone[b].update(action[b : b + 1], reward[b : b + 1])
+        ages += 1
+    policy.reset(environments(5))  # in step again
+    whole = TransformerPolicy(model, cache=False)
+    whole.reset(environments(5))
+    np.testing.assert_allclose(policy.probabilities(), whole.probabilities(), rtol=0, atol=1e-12)
+
+
 def test_an_environment_does_not_see_its_neighbours():
     model = build().double()
     together, alone = TransformerPolicy(model), TransformerPolicy(model)
@@ -100,6 +135,14 @@ def test_refusals():
     policy = TransformerPolicy(build())
     with pytest.raises(ValueError, match=r"5 actions in dimension 3.*expects 4 actions in dimension 2"):
         policy.reset(sample(LinearBanditConfig(dim=3, n_actions=5), 0, Split.EVAL, np.arange(2)))
+    policy.reset(environments())
+    with pytest.raises(ValueError, match=r"which of shape \(1,\): expected 2 different interactions"):
+        policy.restart(np.array([3]), environments(2))
+    with pytest.raises(ValueError, match=r"which in 3..7: expected interactions 0..6"):
+        policy.restart(np.array([3, 7]), environments(2))
+    policy.probabilities()
+    with pytest.raises(ValueError, match=r"restart in the middle of a round: expected after update"):
+        policy.restart(np.array([3]), environments(1))
     rollout(policy, environments())
     with pytest.raises(ValueError, match=r"round 7.*made for 6 rounds"):
         policy.probabilities()

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from icrl import checkpoint
-from icrl.attention.slots import SlotCache
+from icrl.attention import KVCache
 from icrl.config import LinearBanditConfig
 from icrl.constructions import primitives
 from icrl.constructions.assemble import assemble
@@ -146,7 +146,7 @@ def test_token_by_token_through_a_cache():
         block = layer.build(len(slots))
         slots += block.slots()
         blocks_.append(block)
-    cache = SlotCache(slots, 2, 12, torch.float64, torch.device("cpu"))
+    cache = KVCache(slots, 2, 12, dtype=torch.float64)
     whole, parts = h, []
     for block in blocks_:
         whole = block(whole, None)

@@ -139,7 +139,7 @@ ICRL_INLINE long panels_size(long keys, int width) {
   return round_up(keys, kPanel<T>) * width;
 }
 
-// Scores of kBlock rows with NV vectors of keys: relu(a b) to `out`, or, gated, the product where `weights` is not zero.
+// Scores of kBlock rows with NV vectors of keys: relu(a b) to `out`, or, gated, the product where `weights` is not 0.
 template <int NV, bool Gated, class T>
 ICRL_INLINE void score_block(const T* a, long a_stride, const T* panel, int width, const T* weights, T* out) {
   constexpr int kN = kWidth<T>, kM = kRegisters == 32 ? kBlock : kBlock / 2;
@@ -190,12 +190,13 @@ inline void copy_rows(const T* from, long stride, int width, int live, int rows,
     for (int c = 0; c < width; ++c) to[c] = m < live ? (factor ? factor[m] : T(1)) * from[m * stride + c] : T(0);
 }
 
-// Elements of scratch, aligned to kVectorBytes or not, that `attend` and `attend_backward` need.
+// Elements of scratch that `attend` needs, of any alignment (a cache line's is fastest).
 template <class T>
 inline long attend_scratch(long keys, int d) {
   return panels_size<T>(keys, d) + kBlock * (kTileKeys + d);
 }
 
+// The same for `attend_backward`.
 template <class T>
 inline long backward_scratch(long keys, int d, int e) {
   return panels_size<T>(keys, d) + panels_size<T>(keys, e) + kTileRows * (2 * kTileKeys + d + e);
@@ -217,7 +218,9 @@ inline void attend(const Pair<T>& pair, T* out, long out_stride, T* scratch) {
     for (long tile = first; fresh || tile < end; tile += kTileKeys, fresh = false) {
       const long stop = least(end, tile + kTileKeys);
       score_rows<false>(q, pair.d, panels, pair.d, tile, tile, stop, weights, weights);
-      const Spans spans(live, tile, most(tile, stop), [&](int m, long& a, long& b) { a = sight.first(i + m), b = sight.end(i + m); });
+      const Spans spans(live, tile, most(tile, stop), [&](int m, long& a, long& b) {
+        a = sight.first(i + m), b = sight.end(i + m);
+      });
       add_product<kTileKeys, 1>(weights - tile, pair.v, pair.v_stride, spans, out, out_stride, pair.e, live, fresh);
     }
     for (int m = 0; m < live; ++m)
@@ -232,6 +235,7 @@ struct Gradients {
   long dq_stride, dk_stride, dv_stride;
 };
 
+// grad [N][E] is the gradient of out; the factor is applied here.
 template <class T>
 inline void attend_backward(const Pair<T>& pair, const T* grad, long grad_stride, const Gradients<T>& to, T* scratch) {
   const Sight& sight = pair.sight;
@@ -258,15 +262,21 @@ inline void attend_backward(const Pair<T>& pair, const T* grad, long grad_stride
         T *p = weights + r * kTileKeys, *s = gate + r * kTileKeys;
         score_rows<false>(q + r * d, d, k_panels, d, tile, from, stop, p, p);
         score_rows<true>(g + r * e, e, v_panels, e, tile, from, stop, p, s);
-        const Spans spans(live, from, stop, [&](int m, long& a, long& b) { a = sight.first(i + r + m), b = sight.end(i + r + m); });
-        add_product<kTileKeys, 1>(s - tile, pair.k, pair.k_stride, spans, to.dq + (i + r) * to.dq_stride, to.dq_stride, d, live, false);
+        const Spans spans(live, from, stop, [&](int m, long& a, long& b) {
+          a = sight.first(i + r + m), b = sight.end(i + r + m);
+        });
+        T* dq = to.dq + (i + r) * to.dq_stride;
+        add_product<kTileKeys, 1>(s - tile, pair.k, pair.k_stride, spans, dq, to.dq_stride, d, live, false);
       }
       const long stop = least(tile + kTileKeys, end);
       for (long j = tile; j < stop; j += kBlock) {
         const int live = int(least(kBlock, stop - j));
-        const Spans spans(live, 0, rows, [&](int m, long& a, long& b) { a = sight.first_row(j + m) - i, b = sight.end_row(j + m) - i; });
-        add_product<1, kTileKeys>(gate + (j - tile), q, d, spans, to.dk + j * to.dk_stride, to.dk_stride, d, live, false);
-        add_product<1, kTileKeys>(weights + (j - tile), g, e, spans, to.dv + j * to.dv_stride, to.dv_stride, e, live, false);
+        const Spans spans(live, 0, rows, [&](int m, long& a, long& b) {
+          a = sight.first_row(j + m) - i, b = sight.end_row(j + m) - i;
+        });
+        T *dk = to.dk + j * to.dk_stride, *dv = to.dv + j * to.dv_stride;
+        add_product<1, kTileKeys>(gate + (j - tile), q, d, spans, dk, to.dk_stride, d, live, false);
+        add_product<1, kTileKeys>(weights + (j - tile), g, e, spans, dv, to.dv_stride, e, live, false);
       }
     }
   }

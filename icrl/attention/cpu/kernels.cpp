@@ -29,7 +29,19 @@ ICRL_INLINE Element* at(const Tensor& tensor, long b, long h, long row) {
   return reinterpret_cast<Element*>(tensor.data) + b * tensor.stride[0] + h * tensor.stride[1] + row * tensor.stride[2];
 }
 
-// Rows of floats, columns padded to a multiple of kGrain: the tensor's own memory where it is that already, else a copy.
+// Columns in whole grains: a loop of known length becomes vector instructions, without a call for 32 bytes.
+template <class From, class To>
+ICRL_INLINE void convert(const From* from, int columns, To* to) {
+  for (int c = 0; c < columns; c += kGrain)
+    for (int n = 0; n < kGrain; ++n) {
+      if constexpr (sizeof(From) < sizeof(To))
+        to[c + n] = widen(from[c + n]);
+      else
+        to[c + n] = narrow<To>(from[c + n]);
+    }
+}
+
+// Rows of floats, columns padded to a multiple of kGrain: the tensor's own memory where it is that, else a copy.
 // Rows that are read again and again are copied too unless they touch: strided ones share few sets of a cache.
 template <class Element, class T>
 const T* rows_of(const Tensor& tensor, long b, long h, long first, long rows, int columns, bool again, T* copy,
@@ -45,8 +57,8 @@ const T* rows_of(const Tensor& tensor, long b, long h, long first, long rows, in
   for (long r = 0; r < rows; ++r) {
     const Element* row = from + r * row_stride;
     T* to = copy + r * stride;
-    if (sizeof(Element) == sizeof(T) && step == 1)
-      memcpy(to, row, sizeof(T) * columns);
+    if (step == 1 && columns % kGrain == 0)
+      convert(row, columns, to);
     else if (step == 1)
       for (int c = 0; c < columns; ++c) to[c] = widen(row[c]);
     else
@@ -62,8 +74,8 @@ void write_rows(const T* from, long rows, int columns, const Tensor& tensor, lon
   const long stride = round_up(columns, kGrain), row_stride = tensor.stride[2], step = tensor.stride[3];
   for (long r = 0; r < rows; ++r) {
     const T* row = from + r * stride;
-    if (sizeof(Element) == sizeof(T) && step == 1)
-      memcpy(to + r * row_stride, row, sizeof(T) * columns);
+    if (step == 1 && columns % kGrain == 0)
+      convert(row, columns, to + r * row_stride);
     else if (step == 1)
       for (int c = 0; c < columns; ++c) to[r * row_stride + c] = narrow<Element>(row[c]);
     else
@@ -103,7 +115,8 @@ struct Sizes {
   explicit Sizes(const Problem& problem)
       : queries(longest_of(problem, problem.queries)), keys(longest_of(problem, problem.keys)),
         d(round_up(problem.d, kGrain)), e(round_up(problem.e, kGrain)), q(queries * d), k(keys * d), v(keys * e),
-        out(queries * e), attend(attend_scratch<T>(keys, int(d))), backward(backward_scratch<T>(keys, int(d), int(e))) {}
+        out(queries * e), attend(attend_scratch<T>(keys, int(d))),
+        backward(backward_scratch<T>(keys, int(d), int(e))) {}
 };
 
 template <class Element, class T>
@@ -152,7 +165,8 @@ int forward(const Problem& problem, const Tensor& out) {
     const Pair<T> pair = read_pair<Element>(problem, sizes, sequence, head, rest);
     if constexpr (sizeof(Element) == sizeof(T))
       if (problem.e % kGrain == 0 && out.stride[3] == 1) {
-        attend(pair, reinterpret_cast<T*>(at<Element>(out, sequence.b, head, sequence.first)), long(out.stride[2]), rest);
+        T* rows = reinterpret_cast<T*>(at<Element>(out, sequence.b, head, sequence.first));
+        attend(pair, rows, long(out.stride[2]), rest);
         return;
       }
     attend(pair, rest, sizes.e, rest + sizes.out);
@@ -184,7 +198,8 @@ int backward(const Problem& problem, const GradientTensors& tensors) {
       memset(dq, 0, sizeof(T) * sizes.q);
       const Pair<T> pair = read_pair<Element>(problem, sizes, sequence, head, rest);
       long grad_stride;
-      const T* grad = rows_of<Element>(tensors.grad, b, head, first, sequence.queries, int(problem.e), false, rest, grad_stride);
+      const T* grad = rows_of<Element>(tensors.grad, b, head, first, sequence.queries, int(problem.e), false, rest,
+                                       grad_stride);
       attend_backward(pair, grad, grad_stride, Gradients<T>{dq, dk, dv, sizes.d, sizes.d, sizes.e}, rest + sizes.out);
       write_rows<Element>(dq, sequence.queries, int(problem.d), tensors.dq, b, head, first);
     }
