@@ -6,9 +6,21 @@ and neurons are used for, and each construction is written in them. Nothing here
 
 from icrl.constructions.assemble import Construction, Report
 from icrl.constructions.bernoulli_thompson import beta_thompson
+from icrl.constructions.embed import embed, hold_positions
 from icrl.constructions.linear_thompson import thompson
 from icrl.constructions.sampled import SampledThompson
 from icrl.constructions.soft_linucb import Method, linucb
 from icrl.constructions.soft_ucb_vi import ucb_vi
 
-__all__ = ["Construction", "Method", "Report", "SampledThompson", "beta_thompson", "linucb", "thompson", "ucb_vi"]
+__all__ = [
+    "Construction",
+    "Method",
+    "Report",
+    "SampledThompson",
+    "beta_thompson",
+    "embed",
+    "hold_positions",
+    "linucb",
+    "thompson",
+    "ucb_vi",
+]
