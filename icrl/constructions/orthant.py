@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.special import log_ndtr, ndtr, ndtri
-from scipy.stats import qmc
 from torch import Tensor
 
 from icrl.constructions.layer import Layer
@@ -182,6 +181,8 @@ def orthant_probability(mean: Array, correlation: Array, draws: int = 256) -> Ar
     """P(z >= 0) float64[n] of z ~ N(mean [n,m], correlation [n,m,m]): separation of variables (Genz), Sobol points."""
     n, m = mean.shape
     lower = np.linalg.cholesky(correlation + 1e-9 * np.eye(m))
+    from scipy.stats import qmc  # a second, for those who fit
+
     points = qmc.Sobol(max(1, m - 1), rng=0).random(draws)
     weight = np.ones((n, draws))
     z = np.zeros((n, draws, m))
