@@ -212,9 +212,8 @@ def partitioned() -> PracticalBlock:
         (lambda: block_of(512, 4), stream(1, 2, 512), "embed_dim up to 256.*embed_dim 512"),
         (hooked, stream(1, 4, 32), "a hook waits"),
         (partitioned, stream(1, 4, 32), "ZeRO-3"),
-        (block_of, stream(0, 4, 32), "no tokens"),
     ],
-    ids=["float64", "head", "mlp", "wide", "hook", "zero3", "empty"],
+    ids=["float64", "head", "mlp", "wide", "hook", "zero3"],
 )
 def test_a_refusal_says_why_and_the_composition_answers(
     make, h: Tensor, reason: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
@@ -288,3 +287,9 @@ def test_two_ranks_train_as_plain_pytorch_at_every_zero_stage(tmp_path: Path) ->
     for stage, record in json.loads(out.read_text()).items():
         torch.testing.assert_close(torch.tensor(record["steps"]), expected, rtol=1e-5, atol=1e-5)
         assert record["fused"] == (0 if stage == "3" else ranks.LAYERS * ranks.STEPS)
+
+
+def test_nothing_to_read_is_refused() -> None:
+    assert refusal(block_of(), stream(0, 4, 32)) == "there are no tokens"
+    with pytest.raises(ValueError, match="each at least 1"):
+        block_of()(stream(0, 4, 32), None)
