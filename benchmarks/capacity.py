@@ -23,8 +23,15 @@ from torch import Tensor
 from eval import style
 from eval.plays import Plays, plays
 from icrl import algorithms, envs
-from icrl.config import AlgorithmConfig, EnvironmentConfig, LinearBanditConfig, LinUCBConfig
-from icrl.constructions import Construction, linucb
+from icrl.config import (
+    AlgorithmConfig,
+    EnvironmentConfig,
+    LinearBanditConfig,
+    LinUCBConfig,
+    TabularMDPConfig,
+    UCBVIConfig,
+)
+from icrl.constructions import Construction, linucb, ucb_vi
 from icrl.streams import Split
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "theory"
@@ -79,7 +86,37 @@ def _linucb(method: Any) -> Family:
     )
 
 
-FAMILIES = (_linucb("paper"), _linucb("log_depth"))
+def _mdp(size: Size) -> TabularMDPConfig:
+    return TabularMDPConfig(
+        n_states=size["S"],
+        n_actions=size["A"],
+        episode_length=size["H"],
+        episodes=size["K"],
+        reward_noise="none",
+        start="random",
+    )
+
+
+_SOFT_UCB_VI = UCBVIConfig(bonus=0.02, temperature=0.1)
+_UCB_VI = Family(
+    name="UCB-VI",
+    kind="mdps",
+    base={"S": 2, "A": 2, "H": 2, "K": 6},
+    sweeps={"S": (2, 3, 4, 6), "A": (2, 4, 8, 16), "H": (2, 3, 4, 6), "K": (4, 8, 16, 32)},
+    environment=_mdp,
+    build=lambda size: ucb_vi(_mdp(size), _SOFT_UCB_VI),
+    exact=_SOFT_UCB_VI,
+    # Thm 12: L = 2H + 8, M and D = O(H S^2 A), D' = O(K^2 H S^2 A), norm O(K^2 H S^2 A + K^3 + 1 / tau)
+    theorem={
+        "S": {"L": 0, "M": 2, "D": 2, "D'": 2, "norm": 2},
+        "A": {"L": 0, "M": 1, "D": 1, "D'": 1, "norm": 1},
+        "H": {"L": 1, "M": 1, "D": 1, "D'": 1, "norm": 1},
+        "K": {"L": 0, "M": 0, "D": 0, "D'": 2, "norm": 3},
+    },
+    tolerance=1e-9,
+)
+
+FAMILIES = (_linucb("paper"), _linucb("log_depth"), _UCB_VI)
 
 
 def run(quick: bool) -> dict[str, Any]:  # noqa: FBT001 - the signature of every benchmark
