@@ -2,8 +2,8 @@
 
 A lock file of a disk dies with its holder; an object does not. So the holder puts it anew every `RENEW_S` seconds, and
 whoever wants it watches: where it changes, somebody works; where it does not for `EXPIRES_S` seconds of the watcher's
-own clock, the holder is dead and the lock is taken over. Every PUT is conditional on what was read, so of several takers
-one wins, and a holder that was cut off for long learns that it lost (`require`). No two clocks are compared.
+own clock, the holder is dead and the lock is taken over. Every PUT is conditional on what was read, so of several
+takers one wins, and a holder that was cut off for long learns that it lost (`require`). No two clocks are compared.
 """
 
 from __future__ import annotations

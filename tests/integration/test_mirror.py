@@ -10,15 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import icrl.store.lease
+from cluster.__main__ import app as cluster_app
 from icrl.config import load
-from icrl.mirror import LOCK, Mirror, require_fits, require_no_mirror, working, working_on
+from icrl.mirror import LOCK, Mirror, require_fits, working, working_on
 from icrl.run_dir import RunConflictError, RunDirectory, default_path
 from icrl.store.lease import LeaseLostError, leased, require
 from icrl.store.objects import ObjectPath
 from tests.s3_server import BUCKET, environment, serving
 from train import checkpoints
+from train.launch import check
 
 
 @pytest.fixture(scope="module")
@@ -197,14 +200,30 @@ def test_places_that_hold_something_else_or_nothing(machine, url, tmp_path, monk
         begin(machine("y", f"run.dir={url}/a", "train.optimizer.lr=0.5"))
 
 
-def test_what_spans_machines_or_is_too_large_is_refused(machine):
-    config = machine("here").config
-    with pytest.raises(
-        ValueError, match=r"run\.dir = s3://.*: expected a directory for a job; use storage\.root=/shared"
-    ):
-        require_no_mirror(config, "a job")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("run", "{config}", "{run}", "--address", "auto"),
+        ("submit", "--address", "http://127.0.0.1:1", "--", "run", "{config}", "{run}", "storage.root=/shared"),
+        ("sweep", "{config}", "{run}", "seed=1,2", "--dry-run"),
+    ],
+)
+def test_what_may_span_machines_is_refused(words, config, url):
+    words = [word.format(config=config, run=f"run.dir={url}") for word in words]
+    result = CliRunner().invoke(cluster_app, words)
+    assert result.exit_code == 2
+    assert f"run.dir = {url}: expected a directory for a" in result.output
+    assert "storage.root=/shared/path" in result.output
+
+
+def test_ranks_of_a_launcher_and_checkpoints_too_large_are_refused(machine, monkeypatch):
+    loaded = machine("here")
     with pytest.raises(ValueError, match=r"expected checkpoints of at most 5 GiB there, got 6\.0 GiB"):
-        require_fits(config, 6 * 2**30)
+        require_fits(loaded.config, 6 * 2**30)
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.setenv(name, "1")
+    with pytest.raises(ValueError, match="expected a directory for torchrun or deepspeed"):
+        check(loaded)
 
 
 @pytest.mark.slow
