@@ -28,7 +28,8 @@ from icrl.store.place import dataset_place
 
 LOCK = "lock.json"
 _INDEX = ".mirror.json"
-"""In the mirror alone: the URL, the session that worked here last, and what of which size and time is in the bucket."""
+"""In the mirror alone: its own path (a copy is no mirror, wherever it lies), the URL, the session that worked here
+last, and what of which size and time is in the bucket."""
 _OF_THIS_MACHINE = frozenset({"logs", "stop.json"})
 _REPLACED = ("checkpoints/", "best/", "events.out.tfevents.")
 """What training deletes by itself; the rest of the bucket is only ever written anew."""
@@ -134,7 +135,7 @@ def working_on(given: str) -> Iterator[RunDirectory]:
     """
     place = dataset_place(given, "RUN_DIR")
     if isinstance(place, Path):
-        index = _index(place)
+        index = _index(place.absolute())
         with _session(place.absolute(), index["url"]) if index else contextlib.nullcontext():
             yield RunDirectory.existing(place)
         return
@@ -159,7 +160,7 @@ def _session(path: Path, url: str) -> Iterator[None]:
             files: dict[str, Stamp] = index["files"] if index else {}
             if last is None or last != mine:
                 files = _fetch(place, path)
-            write_json(path / _INDEX, {"url": url, "token": token, "files": files})
+            write_json(path / _INDEX, {"mirror": str(path), "url": url, "token": token, "files": files})
             try:
                 yield
             finally:
@@ -189,8 +190,10 @@ def _fetch(place: ObjectPath, path: Path) -> dict[str, Stamp]:
     files = {}
     for name in sorted(there, key=_order):
         folder, _, _ = name.rpartition("/")
-        if name == LOCK or (folder.startswith("checkpoints/") and f"{folder}/manifest.json" not in there):
-            continue  # a checkpoint without a manifest was being put when its machine died
+        if name == LOCK or not _belongs(name):
+            continue
+        if folder.startswith("checkpoints/") and f"{folder}/manifest.json" not in there:
+            continue  # it was being put when its machine died
         make_directory(path / folder)
         atomic_write(path / name, (place / name).read_bytes(), durable=False)
         files[name] = _stamp(path / name)
@@ -217,17 +220,21 @@ def _files(path: Path) -> dict[str, Stamp]:
     found = {}
     for folder, folders, names in os.walk(path):
         above = Path(folder).relative_to(path)
-        folders[:] = [
-            name for name in folders if not name.startswith(".") and str(above / name) not in _OF_THIS_MACHINE
-        ]
+        folders[:] = [name for name in folders if _belongs((above / name).as_posix())]
         for name in names:
-            inner = above / name
-            if not name.startswith(".") and str(inner) not in _OF_THIS_MACHINE:
+            inner = (above / name).as_posix()
+            if _belongs(inner):
                 with contextlib.suppress(FileNotFoundError):  # replaced meanwhile
-                    found[inner.as_posix()] = _stamp(path / inner)
+                    found[inner] = _stamp(path / inner)
     if "run.json" not in found:
         raise FileNotFoundError(f"{path}: the mirror of the run is gone; the same command fetches it again")
     return found
+
+
+def _belongs(name: str) -> bool:
+    """Whether a file of this name, relative to the run, is mirrored; nothing hidden is, and nothing outside the run."""
+    parts = name.split("/")
+    return parts[0] not in _OF_THIS_MACHINE and all(part and part[0] != "." for part in parts)
 
 
 def _stamp(file: Path) -> Stamp:
@@ -241,8 +248,10 @@ def _order(name: str) -> tuple[int, str]:
 
 
 def _index(path: Path) -> dict[str, Any] | None:
+    """What is known of the mirror in this directory; None where it is none."""
     file = path / _INDEX
-    return dict(read_json(file)) if file.exists() else None
+    index = dict(read_json(file)) if file.exists() else {}
+    return index if index.get("mirror") == str(path) else None
 
 
 def _url(config: Config) -> str | None:

@@ -8,14 +8,16 @@ import signal
 import time
 from pathlib import Path
 
+import obstore
 import pytest
 import torch
+from obstore.store import S3Store
 from typer.testing import CliRunner
 
 import icrl.store.lease
 from cluster.__main__ import app as cluster_app
 from icrl.config import load
-from icrl.mirror import LOCK, Mirror, require_fits, working, working_on
+from icrl.mirror import LOCK, Mirror, _belongs, require_fits, working, working_on
 from icrl.run_dir import RunConflictError, RunDirectory, default_path
 from icrl.store.lease import LeaseLostError, leased, require
 from icrl.store.objects import ObjectPath
@@ -200,6 +202,33 @@ def test_places_that_hold_something_else_or_nothing(machine, url, tmp_path, monk
         begin(machine("y", f"run.dir={url}/a", "train.optimizer.lr=0.5"))
 
 
+def test_a_bucket_writes_into_the_mirror_alone(machine, url, server):
+    """Keys may be anything; those that would lie elsewhere, or over what the mirror keeps for itself, are left."""
+    begin(machine("here"), 1)
+    store = S3Store(BUCKET, endpoint=f"http://127.0.0.1:{server}", client_options={"allow_http": True})
+    strangers = ("logs/x", ".mirror.json", ".hidden/x", "a/.partial")
+    for name in strangers:
+        obstore.put(store, f"{ObjectPath.parse(url).key}/{name}", b"harm")
+    loaded = machine("there")
+    with working(loaded.config):
+        path = default_path(loaded.config)
+        assert not any(file.read_bytes() == b"harm" for file in path.rglob("*") if file.is_file())
+    assert not any(map(_belongs, ("../x", "a/../../x", "/etc/x", "a//x", *strangers)))
+    assert _belongs("checkpoints/step-00000001/manifest.json")
+
+
+def test_a_copy_of_a_mirror_is_a_run_like_any_other(machine, url, tmp_path):
+    run = begin(machine("here"), 1)
+    shutil.copytree(run.path, tmp_path / "copy")
+    assert Mirror.of(RunDirectory(tmp_path / "copy")) is None
+    with working_on(str(tmp_path / "copy")) as copy:
+        copy.set_status("failed")
+    assert b"training" in (ObjectPath.parse(url) / "status.json").read_bytes()
+    with working_on(str(run.path)) as itself:
+        itself.set_status("stopped")
+    assert b"stopped" in (ObjectPath.parse(url) / "status.json").read_bytes()
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -266,3 +295,15 @@ def test_kill_9_and_the_loss_of_the_disk_end_in_the_same_bits(
     monkeypatch.chdir(tmp_path)
     assert "transformer / teacher" in commands.run("eval", url, "eval.environments=8")
     assert "results.json" in place.walk()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_pipeline_on_a_local_ray_puts_everything(reference, tmp_path, config, url, commands, home):
+    shutil.copytree(reference / "data", tmp_path / "data")
+    commands.run("cluster", "run", config, f"storage.root={tmp_path}", f"run.dir={url}", "train.steps=20")
+    (run,) = (tmp_path / "runs").iterdir()
+    place = ObjectPath.parse(url)
+    there = {name: (place / name).read_bytes() for name in place.walk() if name != LOCK}
+    assert there == {name: data for name, data in content(run).items() if not name.startswith("logs/")}
+    assert {"model.safetensors", "results.json", "figures/regret.png"} <= there.keys()
