@@ -1,7 +1,8 @@
 """Soft LinUCB in weights: depth, sizes and error of every method, against T, the condition number and the layers spent.
 
-`python -m benchmarks.constructions [FOLDER]` writes linucb-depth.csv and linucb-depth.png. Errors are the largest
-|difference of log p| from the exact algorithm along LinUCB's own plays at d = 5, A = 10.
+`python -m benchmarks.constructions [FOLDER [NAME ...]]` writes linucb-depth.csv and linucb-depth.png, and the same of
+thompson (`thompson_depth`); all of them, or those named. Errors are the largest |difference of log p| from the exact
+algorithm along LinUCB's own plays at d = 5, A = 10.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from benchmarks import thompson_depth
 from icrl import algorithms, envs
 from icrl.config import LinearBanditConfig, LinUCBConfig
 from icrl.constructions import Construction, Method, linucb
@@ -131,19 +133,23 @@ def draw(found: list[Row], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def main(folder: Path) -> None:
-    """Measure, and write the table and the figure."""
+def main(folder: Path, names: list[str]) -> None:
+    """Measure, and write the tables and the figures."""
     torch.set_num_threads(1)
-    found = []
-    for row in rows():
-        found.append(row)
-        print({key: row[key] for key in ("part", "method", "dtype", "T", "kappa", "L", "norm", "error")}, flush=True)
-    with (folder / "linucb-depth.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(found[0]))
-        writer.writeheader()
-        writer.writerows(found)
-    draw(found, folder / "linucb-depth.png")
+    parts = {"linucb": (rows, draw), "thompson": (thompson_depth.rows, thompson_depth.draw)}
+    for name in names or list(parts):
+        measure, picture = parts[name]
+        found = []
+        for row in measure():
+            found.append(row)
+            shown = ("part", "method", "dtype", "T", "kappa", "L", "norm", "error")
+            print({key: row[key] for key in shown}, flush=True)
+        with (folder / f"{name}-depth.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(found[0]))
+            writer.writeheader()
+            writer.writerows(found)
+        picture(found, folder / f"{name}-depth.png")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "."))
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "."), sys.argv[2:])

@@ -82,7 +82,7 @@ class Decoder(Transformer):
     backend: Literal["native", "plain"] = "native"
     split: Split3 | None = None
 
-    def new_cache(self, batch: int, *, backend: Literal["auto", "native", "plain"] = "auto") -> KVCache:
+    def new_cache(self, batch: int, *, backend: Literal["auto", "native", "device", "plain"] = "auto") -> KVCache:
         cache = super().new_cache(batch, backend=self.backend if backend == "auto" else backend)
         if self.split is not None:
             self.split.layers = [Clocked(layer) for layer in cache.layers]

@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from icrl.config import ConfigError, EnvironmentConfig, ModelConfig, build_one_of
+from icrl.config import Config, ConfigError, EnvironmentConfig, ModelConfig, build_one_of
 from icrl.config.build import build, to_dict
 from icrl.files import atomic_write, canonical_json, json_bytes, make_directory
 from icrl.model import FactoredBlock, Transformer
@@ -97,6 +97,44 @@ def decode(data: bytes, source: object) -> Transformer:
     model.to(next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point()))
     model.load_state_dict(weights)
     return model
+
+
+def starting_point(config: Config) -> Path | None:
+    """The directory of `train.init_from`, relative ones under the storage root; None: random weights."""
+    if config.train.init_from is None:
+        return None
+    return Path(config.storage.root).expanduser() / Path(config.train.init_from).expanduser()
+
+
+def start_from(model: Transformer, directory: Path, *, check_only: bool = False) -> None:
+    """Give the model the weights of a directory that `save` wrote, in the model's dtype; check_only: read shapes alone.
+
+    ValueError when there are none, when they are a construction's in factors, or when a shape differs: it names the
+    first such tensor with both shapes, and what makes them agree.
+    """
+    path = directory / WEIGHTS
+    if not path.is_file():
+        raise ValueError(f"train.init_from = {directory}: expected a directory with {WEIGHTS}, a run's or a saved one")
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            if "blocks.0.shapes" in found:
+                raise ValueError(
+                    f"train.init_from = {directory}: a construction in factors, expected dense weights; save what "
+                    "icrl.constructions.embed makes of it"
+                )
+            if expected != found:
+                name = min(name for name in expected | found if expected.get(name) != found.get(name))
+                raise ValueError(
+                    f"train.init_from = {directory}: {name} is {found.get(name, 'missing')} there and "
+                    f"{expected.get(name, 'missing')} in the model; give the section model the sizes of "
+                    f"{directory / CONFIG}"
+                )
+            if not check_only:
+                model.load_state_dict({name: file.get_tensor(name) for name in found})
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"train.init_from = {path}: not a whole safetensors file ({error})") from error
 
 
 def _sum(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:

@@ -19,9 +19,10 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 from benchmarks import attention_gpu_check
-from icrl.attention import gpu
+from icrl.attention import KVCache, Slot, gpu
 from icrl.attention.gpu import decode, layout
 from icrl.attention.problem import Seen
+from icrl.attention.reference import relu_attention_reference
 
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 6e-4, torch.bfloat16: 5e-3}
 
@@ -176,6 +177,32 @@ def check_decode(dtype: torch.dtype, shape: tuple[int, int, int], results: dict[
     assert torch.equal(before.nan_to_num(), cache.nan_to_num())
 
 
+def check_cache(results: dict[str, list[float]]) -> None:
+    """`KVCache` on the kernel against one pass: a prefill, then steps of two tokens, then some start anew."""
+    generator = torch.Generator().manual_seed(11)
+    batch, tokens, heads, width = 3, 14, 2, 8
+    q, k, v = torch.randn(3, batch, heads, tokens, width, generator=generator)
+    whole = relu_attention_reference(q.double(), k.double(), v.double(), 0.5)
+    cache = KVCache([Slot(heads, width, width)], batch, tokens, backend="device")
+    cache.layers[0].cache.fill_(torch.nan)
+    for start, stop in ((0, 6), (6, 8), (8, 10)):
+        out = cache.append_and_attend(0, *(x[:, :, start:stop] for x in (q, k, v)), 0.5)
+        error = float((out.double() - whole[:, :, start:stop]).norm() / whole[:, :, start:stop].norm())
+        results[f"cache {start}..{stop}"] = [error, TOLERANCE[SINGLE]]
+        cache.advance(stop - start)
+    cache.reset([1])
+    cache.padding = torch.tensor([0, 1, 0], dtype=torch.int32)
+    places = torch.tensor([[10, 11], [0, 0], [10, 11]])  # the second starts with one token, behind padding
+    rows = torch.arange(batch)[:, None]
+    q, k, v = (x.transpose(1, 2)[rows, places].transpose(1, 2) for x in (q, k, v))
+    out = cache.append_and_attend(0, q, k, v, 0.5)
+    cache.advance(2)
+    want = whole.transpose(1, 2)[rows, places].transpose(1, 2)
+    error = float((out.double() - want)[:, :, 1].norm() / want[:, :, 1].norm())
+    results["cache, one starts anew"] = [error, TOLERANCE[SINGLE]]
+    assert cache.lengths.tolist() == [12, 1, 12]
+
+
 def check_identities(results: dict[str, list[float]]) -> None:
     """What holds bit for bit; a check that fails shows as error 1."""
 
@@ -269,10 +296,12 @@ def main() -> None:
             case "device":
                 found = attention_gpu_check.run_checks(small=True, device="cpu")
                 results |= {x.name: [x.error if x.repeats else 1.0, x.allowed] for x in found}
+            case "cache":
+                check_cache(results)
             case "identities":
                 check_identities(results)
             case _:
-                raise ValueError(f"GROUP = {group}: expected matrix, whole, decode, device or identities")
+                raise ValueError(f"GROUP = {group}: expected matrix, whole, decode, cache, device or identities")
     print(json.dumps(results))
 
 

@@ -98,7 +98,10 @@ def check(loaded: Loaded, gpus: int | None = None) -> TrainPlan:
         require_no_mirror(config, "torchrun or deepspeed, whose ranks need not share a disk")
     run = RunDirectory.check(loaded)
     with torch.device("meta"):  # counts without memory
-        counts = Transformer(config.model, config.environment).num_parameters()
+        model = Transformer(config.model, config.environment)
+    counts = model.num_parameters()
+    if (start := icrl.checkpoint.starting_point(config)) is not None:
+        icrl.checkpoint.start_from(model, start, check_only=True)
     parameters = {str(part): count for part, count in counts.items()}
     checkpoints.require_model(run.checkpoints, config)
     require_fits(config, checkpoints.bytes_needed(parameters["total"]))

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 import icrl.checkpoint
 from icrl.board import Board, Record
 from icrl.config import Config
+from icrl.constructions import hold_positions
 from icrl.experts import labels
 from icrl.loss import log_loss
 from icrl.model import Transformer
@@ -140,6 +141,10 @@ class _Trainer:
         self.transformer = Transformer(config.model, config.environment, seed=config.train.seed)
         self.transformer.recompute = config.train.activation_checkpointing
         self.n_tokens = self.transformer.tokenizer.n_tokens
+        if (start := icrl.checkpoint.starting_point(config)) is not None:
+            icrl.checkpoint.start_from(self.transformer, start)
+        if config.train.hold_positions:
+            hold_positions(self.transformer)
         self.engine = Engine(LossModule(self.transformer), config.train, self.plan)
         self.window = Window()
         self.stopping = EarlyStopping(config.train.early_stopping)

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from icrl.attention.decode import HeldLayer, Now, Slot, native, plain
+from icrl.attention.decode import device as on_gpu
 
-Backend = Literal["auto", "native", "plain"]
-_BACKENDS: dict[str, ModuleType] = {"native": native, "plain": plain}
+Backend = Literal["auto", "native", "device", "plain"]
+_BACKENDS: dict[str, ModuleType] = {"native": native, "device": on_gpu, "plain": plain}
 """The fastest first."""
 
 
@@ -154,7 +155,7 @@ class KVCache:
 
 def _chosen(
     backend: Backend, kind: str, slots: Sequence[Slot], dtype: torch.dtype, device: torch.device
-) -> Literal["native", "plain"]:
+) -> Literal["native", "device", "plain"]:
     """Name of the backend that will hold the slots."""
     for name, module in _BACKENDS.items():
         if backend in {"auto", name}:

@@ -266,6 +266,9 @@ class Config(Section):
         elif sum(component.weight for component in self.context) <= 0:
             weights = [component.weight for component in self.context]
             yield Problem("context", weights, "at least one weight above 0", "raise one of the weights")
+        if self.train.hold_positions and self.model.preset != "theory":
+            held = self.train.hold_positions
+            yield Problem("train.hold_positions", held, "false with preset practical", "set model.preset=theory")
         yield from self._strangers()
         yield from array_misfits("dataset.materialise", self.dataset.materialise, self.environment)
         yield from expert_problems(self.expert, self.environment)

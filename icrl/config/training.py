@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from icrl.config.places import directory_problems
 from icrl.config.sections import AtLeast, AtMost, Count, NonNegative, Positive, PositiveInt, Problem, Section, Seed
 
 
@@ -64,6 +65,11 @@ class TrainConfig(Section):
     """Seeds the weights and the order of the data."""
     deterministic: bool = False
     """On GPUs: only kernels that give the same bits every time, some of them slower. On CPU it is so without it."""
+    init_from: str | None = None
+    """Directory with model.safetensors (a run, or what icrl.checkpoint.save wrote) whose weights training starts from;
+    null: random ones."""
+    hold_positions: bool = False
+    """Preset theory: what reads i and i^2 stays as it is. A construction's gates do not survive fine-tuning without."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """bf16: torch autocast over fp32 parameters; fp16: half-precision parameters with fp32 masters and dynamic loss
     scaling, on GPUs."""
@@ -95,6 +101,7 @@ class TrainConfig(Section):
     """Seconds that a worker waits for the others before it gives them up."""
 
     def problems(self) -> Iterator[Problem]:
+        yield from directory_problems("init_from", self.init_from)
         if self.schedule.warmup >= self.steps:
             yield Problem("schedule.warmup", self.schedule.warmup, f"fewer than train.steps ({self.steps})")
         elif self.schedule.kind == "wsd" and self.schedule.warmup + self.schedule.decay * self.steps > self.steps:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
@@ -24,6 +24,10 @@ class System:
     previous: Form
     momentum: Form
     target: Form | None = None
+    problem: RidgeProblem | None = field(default=None, kw_only=True)
+    """None: the problem of all systems."""
+    weight: float = field(default=1.0, kw_only=True)
+    """A = ridge I + weight sum_j a_j a_j'; `problem.action_bound` bounds sqrt(weight) |a|."""
 
 
 def accelerated_gradient_step(stream: Stream, problem: RidgeProblem, systems: list[System]) -> Layer:
@@ -34,16 +38,17 @@ def accelerated_gradient_step(stream: Stream, problem: RidgeProblem, systems: li
     ridge) / ridge (section 2.2, with the gradient at v and sums to t - 1, erratum E2).
     """
     layer = Layer(stream)
-    eta, beta = _rates(problem)
     action, reward = stream["action"], stream["reward"]
     for system in systems:
+        own = system.problem or problem
+        eta, beta = _rates(own)
         x, v, before = system.iterate, system.momentum, system.previous
         if system.target is None:
             query, key, constant = Form.cat(v, stream.one), Form.cat(action, -reward), Form.zeros(problem.dim)
         else:
             query, key, constant = v, action, eta * system.target
-        add_mean(layer, query, key, action, -eta * x)
-        add_share(layer, constant - eta * problem.ridge * v, x)
+        add_mean(layer, query, key, action, (-eta * system.weight) * x)
+        add_share(layer, constant - eta * own.ridge * v, x)
         add(layer, v - x, x)
         update(layer, (1 + beta) * x - beta * before - v, v)
         update(layer, x - before, before)

@@ -104,7 +104,7 @@ class Transformer(nn.Module):
         fields = self.tokenizer.step(self._cast(shown), previous, first).to(self.dtype)
         return self._run(fields, cache, slice(-1, None)).squeeze(1)
 
-    def new_cache(self, batch: int, *, backend: Literal["auto", "native", "plain"] = "auto") -> KVCache:
+    def new_cache(self, batch: int, *, backend: Literal["auto", "native", "device", "plain"] = "auto") -> KVCache:
         """An empty cache for this many interactions of a whole horizon; `backend` as `KVCache` has it."""
         heads = self.config.heads
         width = self.config.embed_dim if self.config.preset == "theory" else self.config.embed_dim // heads

@@ -200,7 +200,7 @@ def test_the_fastest_that_can_is_taken():
     assert KVCache(slot, **cpu, dtype=torch.float16).backend == "plain"
     with pytest.raises(ValueError, match=r"backend = native: .* ReLU attention, got softmax; backend='auto'"):
         KVCache(slot, **cpu, kind="softmax", backend="native")
-    with pytest.raises(ValueError, match="backend = metal: expected auto, native or plain"):
+    with pytest.raises(ValueError, match="backend = metal: expected auto, native or device or plain"):
         KVCache(slot, **cpu, backend="metal")
 
 

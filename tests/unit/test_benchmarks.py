@@ -1,11 +1,13 @@
 """The command of the benchmarks: what it takes, and that a missed floor is an exit code."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import benchmarks.capacity
 import benchmarks.store
 from benchmarks.__main__ import NAMES, ON_REQUEST, app
 from benchmarks.clock import in_turn
@@ -31,6 +33,22 @@ def test_a_missed_floor_is_exit_code_1(floor, monkeypatch, tmp_path):
     figures = json.loads((tmp_path / "figures.json").read_text())["results"]["store"]
     assert figures["bytes"] == 65_536 * (200 + 800 + 2)
     assert all(rate["wall"] > 0 for rate in figures["bytes_per_second"].values())
+
+
+@pytest.mark.parametrize("family", benchmarks.capacity.FAMILIES, ids=lambda family: family.name)
+def test_capacity_of_a_family(family):
+    """Rows of real constructions within their tolerance, and exponents of what was measured."""
+    symbol, sizes = next(iter(family.sweeps.items()))
+    small = dataclasses.replace(family, sweeps={symbol: sizes[:2]}, theorem={symbol: family.theorem[symbol]})
+    rows = list(benchmarks.capacity.rows(small))
+    assert [row["size"] for row in rows] == list(sizes[:2])
+    assert all(0 < row["error"] <= family.tolerance for row in rows)
+    fits = {fit["quantity"]: fit["fitted"] for fit in benchmarks.capacity.exponents(small, rows)}
+    slope = np.log(rows[1]["L"] / rows[0]["L"]) / np.log(sizes[1] / sizes[0])
+    assert fits["L"] == pytest.approx(slope, abs=1e-3)
+    assert set(family.theorem[symbol]) <= set(fits)
+    table = benchmarks.capacity.table({"rows": rows, "exponents": list(benchmarks.capacity.exponents(small, rows))})
+    assert family.name in table
 
 
 def test_contestants_take_turns_and_medians_are_taken():

@@ -1,6 +1,6 @@
 """How one layer's keys and values are held and read while decoding; `icrl.attention.cache` chooses among the ways.
 
-`native` is C++ for CPUs, `plain` torch, on any device and for softmax. Each has a class
+`native` is C++ for CPUs, `device` Triton for GPUs, `plain` torch, on any device and for softmax. Each has a class
 
     Held(kind, slot, batch, capacity, dtype, device)
     append_and_attend(q, k, v, scale, now) -> out      out [B,H,N,E] over memory [B,N,H,E]
