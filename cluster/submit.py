@@ -17,6 +17,7 @@ from data_gen.local_ray import QUIET
 from icrl.cli import absolute_root
 from icrl.config import NAME_PATTERN, Loaded, config_hash, dump, load
 from icrl.files import canonical_json, sha256_bytes
+from icrl.mirror import require_no_mirror
 from icrl.run_dir import COMMIT_VARIABLE, commit, default_path
 
 _FLAGS = {
@@ -74,6 +75,7 @@ def _check_run(path: Path, overrides: Sequence[str], flags: Sequence[str]) -> In
     from icrl.model import Transformer
 
     loaded = load(path, overrides)
+    require_no_mirror(loaded.config, "a job, whose nodes need not share a disk")
     Transformer(loaded.config.model, loaded.config.environment)
     check_line_up(loaded.config)
     inside = _inside(path)

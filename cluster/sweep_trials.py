@@ -20,6 +20,7 @@ from icrl.config import Config, ConfigError, Loaded, Problem, RunConfig, Storage
 from icrl.config.sources import COMMAND_LINE
 from icrl.files import canonical_json, sha256_bytes
 from icrl.hparams import short_names
+from icrl.mirror import require_no_mirror
 
 _MOST = 100_000
 """Trials of a sweep; more is a mistake in the file."""
@@ -214,6 +215,7 @@ def _loaded(sweep: SweepFile, overrides: Overrides) -> Loaded:
     values = _flat(constants, (parameter.values[0] for parameter in constants)) | overrides
     entries = [f"{path}={json.dumps(value, ensure_ascii=False)}" for path, value in values.items()]
     loaded = load(sweep.base, [*sweep.fixed, *entries])
+    require_no_mirror(loaded.config, "a sweep, which places its trials itself")
     root = StorageConfig(str(Path(loaded.config.storage.root).expanduser().absolute()))
     return dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, storage=root))
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from icrl import cli
 from icrl.config import Config, ConfigError, Problem, dump, override
+from icrl.mirror import working_on
 from icrl.run_dir import RunDirectory
 
 app = cli.application("Evaluate a trained run: regret in fresh environments, and imitation of its expert.")
 
-RunPath = Annotated[Path, typer.Argument(help="Run directory, written by python -m train.", metavar="RUN_DIR")]
+RunPath = Annotated[
+    str, typer.Argument(help="Run directory, written by python -m train, or s3://bucket/prefix.", metavar="RUN_DIR")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Values of the eval section, for example eval.environments=2000.", metavar="eval.key=value"),
@@ -55,8 +57,14 @@ def main(
 
     Exit codes: 0 done, 1 an expectation of eval.expect was missed, 2 bad usage. The same command again only prints.
     """
+    with cli.session(working_on(run_dir)) as run:
+        _evaluate(run, overrides, dry_run=dry_run, print_config=print_config, force=force)
+
+
+def _evaluate(
+    run: RunDirectory, overrides: Sequence[str] | None, *, dry_run: bool, print_config: bool, force: bool
+) -> None:
     with cli.usage_errors():
-        run = RunDirectory.existing(run_dir)
         config = overridden(run.config(), overrides or ())
         if print_config:
             typer.echo(dump(config), nl=False)

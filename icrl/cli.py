@@ -10,12 +10,14 @@ import dataclasses
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperGroup
 
 from icrl.config import ConfigError, Loaded, StorageConfig, dump, load
+
+Opened = TypeVar("Opened")
 
 FAILED = 1
 USAGE = 2
@@ -110,6 +112,25 @@ def work_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command resumes", err=True)
         raise typer.Exit(INTERRUPTED) from None
+
+
+@contextlib.contextmanager
+def session(opened: contextlib.AbstractContextManager[Opened]) -> Iterator[Opened]:
+    """Work on a run that may lie in an object store (`icrl.mirror`).
+
+    What stands against it ends in exit code 2; what its end meets with, such as a store that went away, in 1.
+    """
+    with contextlib.ExitStack() as stack:
+        with usage_errors():
+            work = stack.enter_context(opened)
+        try:
+            yield work
+        finally:
+            try:
+                stack.close()
+            except (ValueError, OSError) as error:
+                typer.echo(f"failed: {error}", err=True)
+                raise typer.Exit(FAILED) from None
 
 
 def command(module: str, path: Path, overrides: Sequence[str] | None) -> str:

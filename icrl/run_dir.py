@@ -19,8 +19,8 @@ from typing import Any, Literal
 
 import yaml
 
-from icrl.config import Config, Loaded, config_hash, difference, dump, from_dict, identity
-from icrl.files import atomic_write, locked, read_json, require_writable, write_json
+from icrl.config import OBJECT_SCHEME, Config, Loaded, config_hash, difference, dump, from_dict, identity
+from icrl.files import atomic_write, locked, read_json, require_writable, sha256_bytes, write_json
 
 State = Literal["created", "training", "trained", "stopped", "failed", "diverged", "done"]
 
@@ -35,9 +35,20 @@ class RunConflictError(ValueError):
 
 
 def default_path(config: Config) -> Path:
-    """Where the run lies: `run.dir`, or runs/<name>-<8 hex of the config>, under the storage root."""
+    """Where the run lies: `run.dir`, or runs/<name>-<8 hex of the config>, under the storage root.
+
+    Of a run in an object store it is the directory of its mirror (`icrl.mirror`).
+    """
     name = config.run.dir or f"runs/{config.name}-{config_hash(config)}"
+    if name.startswith(OBJECT_SCHEME):
+        name = f"runs/{mirror_name(name)}"
     return Path(config.storage.root).expanduser().absolute() / Path(name).expanduser()
+
+
+def mirror_name(url: str) -> str:
+    """What the mirror of s3://bucket/prefix is called: the prefix's last part and 8 hex of the URL."""
+    url = url.removesuffix("/")
+    return f"{url.rpartition('/')[2]}-{sha256_bytes(url.encode())[:8]}"
 
 
 def environment() -> dict[str, Any]:
@@ -117,7 +128,7 @@ class RunDirectory:
             raise RunConflictError(f"run.dir = {run.path}: expected a directory, got a file; choose another run.dir")
         if not (run.path / "run.json").exists():
             strangers = sorted(entry.name for entry in run.path.iterdir() if entry.name not in _OWN_FILES)
-            strangers = [name for name in strangers if not name.endswith(".partial")]
+            strangers = [name for name in strangers if not (name.endswith(".partial") or name.startswith(".mirror."))]
             if strangers:
                 listed = ", ".join(strangers[:5])
                 raise RunConflictError(

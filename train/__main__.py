@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
-from pathlib import Path
+from contextlib import ExitStack, nullcontext
 from typing import Annotated
 
 import typer
 
 from icrl import cli
+from icrl.config import Loaded
 
 app = cli.application("Pretrain a transformer on a dataset; the same command resumes.")
 
@@ -33,10 +33,18 @@ def pretrain_command(
 
     Spawns train.workers ranks, or is one rank under torchrun or deepspeed.
     """
+    with cli.usage_errors():
+        loaded = cli.read(config, overrides, print_config)
+        from icrl.mirror import working
+        from train.launch import is_rank
+    with nullcontext() if dry_run or is_rank() else cli.session(working(loaded.config)):
+        _pretrain(loaded, dry_run=dry_run)
+
+
+def _pretrain(loaded: Loaded, *, dry_run: bool) -> None:
     code = 0
     with ExitStack() as stack:
         with cli.usage_errors():
-            loaded = cli.read(config, overrides, print_config)
             from icrl.board import settle
             from icrl.run_dir import RunDirectory
             from train.launch import check, is_rank, run_rank, spawn, speaks
@@ -73,16 +81,16 @@ def pretrain_command(
 
 @app.command("export")
 def export_command(
-    run_dir: Annotated[Path, typer.Argument(help="Run directory, trained or in training.", metavar="RUN_DIR")],
+    run_dir: Annotated[str, typer.Argument(help="Run directory, or s3://bucket/prefix of one.", metavar="RUN_DIR")],
     to: Annotated[str, typer.Option("--to", help="Directory for the model, or s3://bucket/prefix.", metavar="PLACE")],
     step: Annotated[int | None, typer.Option("--step", help="Of which checkpoint; default: the newest.")] = None,
 ) -> None:
     """Write the weights of a checkpoint as a model that icrl.from_pretrained reads."""
     with cli.usage_errors():
-        from icrl.run_dir import RunDirectory
+        from icrl.mirror import working_on
         from train.export import export
-
-        exported = export(RunDirectory.existing(run_dir), to, step)
+    with cli.session(working_on(run_dir)) as run, cli.usage_errors():
+        exported = export(run, to, step)
     cli.say(f"exported: step {exported} to {to}")
     cli.say(f"next: icrl.from_pretrained({to!r})")
 

@@ -10,12 +10,15 @@ from torch import Tensor
 
 from icrl.config import Config
 from icrl.files import fsync_file
+from icrl.mirror import Mirror
 from icrl.run_dir import RunDirectory
 from train import checkpoints
 
 
 class CheckpointWriter:
     """Hashes, writes and prunes in the background what the loop has copied to host memory.
+
+    Of a run in an object store it puts there what it wrote (`icrl.mirror`).
 
     The interpreter waits for what is in flight when it exits; a kill leaves a partial directory, which the next start
     sweeps away.
@@ -25,6 +28,7 @@ class CheckpointWriter:
         self._run = run
         self._keep, self._steps = config.train.keep_checkpoints, config.train.steps
         self._model = checkpoints.described(config)
+        self._mirror = Mirror.of(run)
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._in_flight: Future[None] | None = None
 
@@ -42,7 +46,7 @@ class CheckpointWriter:
         """Return once nothing is in flight.
 
         Raises:
-            OSError: it could not be written; a `CheckpointError` for what the disk refuses.
+            OSError: it could not be written, or put where the run lies; a `CheckpointError` for what the disk refuses.
         """
         in_flight, self._in_flight = self._in_flight, None
         if in_flight is not None:
@@ -53,3 +57,5 @@ class CheckpointWriter:
         fsync_file(self._run.metrics)
         checkpoints.save(self._run.checkpoints, step, tensors, progress, model=self._model, keep=self._keep)
         self._run.set_status("training", step=step, steps=self._steps, workers=progress["workers"])
+        if self._mirror is not None:
+            self._mirror.push()

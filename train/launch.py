@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from types import FrameType
 
 from icrl.cli import FAILED, INTERRUPTED, TERMINATED
-from icrl.config import Config, ConfigError, Loaded, Problem, TrainConfig, batch_problems
+from icrl.config import OBJECT_SCHEME, Config, ConfigError, Loaded, Problem, TrainConfig, batch_problems
 from icrl.files import require_free
 from icrl.progress import Progress, watching
 from icrl.run_dir import RunDirectory
@@ -58,11 +58,13 @@ class TrainPlan:
         options += ["compiled"] if train.compile else []
         ends = train.early_stopping.patience
         until = "" if ends is None else f", or {ends} validations without improvement"
+        mirrored = (config.run.dir or "").startswith(OBJECT_SCHEME)
         counts = ", ".join(f"{part} {count:,}" for part, count in self.parameters.items() if part != "total")
         return "\n".join(
             [
                 *([] if self.damaged is None else [f"written again   {self.damaged}"]),
                 f"run directory   {self.run.path}",
+                *([f"mirror of       {config.run.dir}"] if mirrored else []),
                 f"model           {self.parameters['total']:,} parameters ({counts})",
                 f"batch           {train.global_batch} = {self.workers} workers x {share}",
                 f"training        {train.steps} steps on {self.device}, {', '.join(options)}{until}",
@@ -83,6 +85,7 @@ def check(loaded: Loaded, gpus: int | None = None) -> TrainPlan:
     import torch
 
     import icrl.checkpoint
+    from icrl.mirror import require_fits, require_no_mirror
     from icrl.model import Transformer
     from train import checkpoints
 
@@ -91,6 +94,8 @@ def check(loaded: Loaded, gpus: int | None = None) -> TrainPlan:
     workers = worker_count(config, gpus)
     if problems := [*batch_problems(config.train, workers), *device_problems(config.train, gpus)]:
         raise ConfigError([replace(problem, path=f"train.{problem.path}") for problem in problems])
+    if is_rank() and _MEETING_VARIABLE not in os.environ:
+        require_no_mirror(config, "torchrun or deepspeed, whose ranks need not share a disk")
     run = RunDirectory.check(loaded)
     with torch.device("meta"):  # counts without memory
         model = Transformer(config.model, config.environment)
@@ -99,6 +104,7 @@ def check(loaded: Loaded, gpus: int | None = None) -> TrainPlan:
         icrl.checkpoint.start_from(model, start, check_only=True)
     parameters = {str(part): count for part, count in counts.items()}
     checkpoints.require_model(run.checkpoints, config)
+    require_fits(config, checkpoints.bytes_needed(parameters["total"]))
     written, damaged = (run.path / icrl.checkpoint.WEIGHTS).exists(), None  # once, after the last step
     if written:
         try:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 
 import typer
 
 from cluster.commands.options import Address
 from icrl import cli
+from icrl.config import Loaded
 
 
 def run(
@@ -19,9 +20,19 @@ def run(
     verbose: cli.Verbose = False,
 ) -> None:
     """Generate, pretrain and evaluate; the same command resumes."""
+    with cli.usage_errors():
+        loaded = cli.read(config, overrides, print_config)
+        from icrl.mirror import require_no_mirror, working
+
+        if address is not None:
+            require_no_mirror(loaded.config, "a cluster, whose nodes need not share a disk")
+    with nullcontext() if dry_run else cli.session(working(loaded.config)):
+        _run(loaded, address, dry_run=dry_run, verbose=verbose)
+
+
+def _run(loaded: Loaded, address: str | None, *, dry_run: bool, verbose: bool) -> None:
     with ExitStack() as stack:
         with cli.usage_errors():
-            loaded = cli.read(config, overrides, print_config)
             from cluster.pipeline import check_all, run_pipeline
 
             if address is None:

@@ -1,4 +1,4 @@
-"""Where things may lie: directories, and for datasets `s3://bucket/prefix`."""
+"""Where things may lie: directories, and for datasets and runs `s3://bucket/prefix`."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def split_url(url: str) -> tuple[str, str]:
 def directory_problems(name: str, value: str | None) -> Iterator[Problem]:
     """Why a path cannot be a directory of ours."""
     if value is not None and "://" in value:
-        remedy = "of an experiment only its dataset may lie in an object store: dataset.path=s3://bucket/prefix"
+        remedy = "what may lie in an object store: dataset.path=s3://bucket/prefix and run.dir=s3://bucket/prefix"
         yield Problem(name, value, "a directory on a local or mounted disk", remedy)
 
 
-def dataset_problems(name: str, value: str | None) -> Iterator[Problem]:
-    """Why a path cannot hold a dataset of ours."""
+def place_problems(name: str, value: str | None) -> Iterator[Problem]:
+    """Why a path cannot hold a dataset or a run of ours."""
     if value is None or "://" not in value:
         return
     remedy = ""

@@ -24,7 +24,7 @@ from icrl.config.algorithms import (
 )
 from icrl.config.environments import EnvironmentConfig, LinearBanditConfig
 from icrl.config.misfits import algorithm_misfits, array_misfits
-from icrl.config.places import dataset_problems, directory_problems
+from icrl.config.places import directory_problems, place_problems
 from icrl.config.sections import (
     AtLeast,
     AtMost,
@@ -97,7 +97,7 @@ class DatasetConfig(Section):
     """Ray actors that generate; auto: one per CPU, 0: in this process without Ray."""
 
     def problems(self) -> Iterator[Problem]:
-        yield from dataset_problems("path", self.path)
+        yield from place_problems("path", self.path)
         if self.fresh and self.source == "stored":
             yield Problem("fresh", self.fresh, "false with source stored", "set dataset.source=virtual")
 
@@ -168,10 +168,10 @@ class RunConfig(Section):
     """The run directory."""
 
     dir: str | None = None
-    """null: runs/<name>-<8 hex of the config>."""
+    """null: runs/<name>-<8 hex of the config>; s3://bucket/prefix keeps the run there, with a mirror below runs/."""
 
     def problems(self) -> Iterator[Problem]:
-        yield from directory_problems("dir", self.dir)
+        yield from place_problems("dir", self.dir)
 
 
 BOX_DIM = 8

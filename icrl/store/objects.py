@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from obstore.store import S3Store
 
 
+LARGEST_PUT = 5 * 2**30
+"""Bytes that S3 takes in one request."""
+
+
 @dataclass(frozen=True)
 class ObjectPath:
     """An object, or all objects below a prefix, as a file and a directory are both a path."""
@@ -101,6 +105,38 @@ class ObjectPath:
                 return False
         return True
 
+    def read_tagged(self) -> tuple[bytes, str]:
+        """The whole object and its tag, which changes with its bytes.
+
+        Raises:
+            FileNotFoundError: there is none.
+            OSError: the store does not answer, or refuses.
+        """
+        import obstore
+
+        with errors(self):
+            found = obstore.get(self._client, self.key)
+            return found.bytes().to_bytes(), found.meta["e_tag"] or ""
+
+    def write_tagged(self, data: bytes, tag: str | None) -> str | None:
+        """PUT the object where its tag still is `tag`, with None where there is no object; the new tag, or None.
+
+        A request that is repeated because its answer was lost finds its own bytes: None may then mean that they are
+        there, and the caller reads them.
+
+        Raises:
+            OSError: the store does not answer, or refuses.
+        """
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, NotFoundError, PreconditionError
+
+        with errors(self):
+            try:
+                mode: Any = "create" if tag is None else {"e_tag": tag}
+                return obstore.put(self._client, self.key, data, mode=mode, use_multipart=False)["e_tag"]
+            except (AlreadyExistsError, NotFoundError, PreconditionError, FileNotFoundError):
+                return None
+
     def unlink(self, *, missing_ok: bool = False) -> None:
         """Delete the object; S3 does not say whether there was one, and `missing_ok` False is not offered."""
         import obstore
@@ -147,6 +183,18 @@ class ObjectPath:
     def sizes(self) -> dict[str, int]:
         """Name -> bytes of the objects directly below."""
         return {PurePosixPath(entry["path"]).name: entry["size"] for entry in self._listed()["objects"]}
+
+    def walk(self) -> dict[str, int]:
+        """Key relative to this prefix -> bytes, of all objects below it."""
+        import obstore
+
+        def listed() -> dict[str, int]:
+            batches = obstore.list(self._client, f"{self.key}/")
+            entries = [entry for batch in batches for entry in batch]
+            return {entry["path"].removeprefix(f"{self.key}/"): entry["size"] for entry in entries}
+
+        with errors(self):
+            return again(listed)
 
     def _listed(self) -> Any:
         import obstore

@@ -18,8 +18,9 @@ from icrl.store import ObjectPath, dataset_path, dataset_recipe
         ("dataset.path=s3://bucket/../b", "s3://bucket/prefix with a prefix"),
         ("dataset.path=s3://B/x", "with a bucket of 3 to 63"),
         ("dataset.path=s3://key:hush@bucket/x", "AWS_SECRET_ACCESS_KEY"),
-        ("storage.root=s3://bucket/x", "only its dataset may lie in an object store: dataset.path=s3://bucket/prefix"),
-        ("run.dir=s3://bucket/x", "only its dataset may lie in an object store"),
+        ("storage.root=s3://bucket/x", "what may lie in an object store: dataset.path=s3://bucket/prefix and run.dir="),
+        ("run.dir=gs://bucket/x", "gs:// is not supported"),
+        ("run.dir=s3://bucket", "s3://bucket/prefix"),
     ],
 )
 def test_places_that_cannot_be_are_refused_by_name(entry, expected):
