@@ -47,7 +47,7 @@ def compiled(width, tokens, kernel, capability, dtype=torch.bfloat16):
 def per_score(launch, code):
     """Instructions per score of the loops over tiles, ascending: those that hold matrix products."""
     scores = launch.tile.rows * launch.tile.keys / (32 * launch.tile.warps)
-    tiles = [loop for loop in code.loops if any(name.startswith(("HMMA", "HGMMA", "UTC")) for name in loop)]
+    tiles = [loop for loop in code.loops if any(name.startswith(("HMMA", "HGMMA", "UTCHMMA")) for name in loop)]
     return sorted(round(sum(n for name, n in loop.items() if name != "NOP") / scores, 2) for loop in tiles)
 
 
@@ -77,7 +77,7 @@ def test_machine_code_of_every_shipped_tile(budget):
     if "forward" not in budget["kernel"]:
         assert code.count("HSET2") > 0
         # none on global memory; sm_100 allocates tensor memory with ATOMS
-        assert code.count("ATOMG") == code.count("ATOM.") == code.count("RED") == 0
+        assert not any(code.count(name) for name in ("ATOMG", "ATOM.", "REDG", "RED."))
     masked, plain = float(budget["masked"]), float(budget["plain"])
     found = per_score(launch, code)
     assert len(found) == 2, "one loop without and one with a mask"
@@ -126,10 +126,10 @@ def test_decode_reads_sixteen_bytes_at_a_time(heads, width, capability):
     loads = {name for name in loop if name.startswith("LDG")}
     assert loads == {"LDG.E.128"}
     cached = sum(n for name, n in loop.items() if name in loads) * 8
-    assert sum(loop.values()) / cached <= DECODE_BUDGET
+    assert sum(loop.values()) / cached <= DECODE_BUDGET[capability]
     assert code.count("HMMA") == code.count("HGMMA") == code.count("ATOM") == 0
 
 
-DECODE_BUDGET = 3.5
+DECODE_BUDGET = {80: 3.54, 90: 3.5, 100: 3.5}
 """Instructions per cached element: a conversion, a product and a sum each, and addresses. An SM that reads the cache at
 full bandwidth has about four times as many to spend."""
