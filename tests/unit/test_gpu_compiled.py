@@ -20,7 +20,7 @@ pytest.importorskip("triton", reason="needs triton (requirements-dev)")
 
 from icrl.attention.gpu import ahead
 from icrl.attention.gpu.decode import decode_launch
-from icrl.attention.gpu.launch import backward_launches, forward_launch
+from icrl.attention.gpu.launch import backward_launches, forward_launch, target
 from icrl.attention.gpu.layout import gradients, rows_first
 from icrl.attention.problem import Seen
 
@@ -29,18 +29,19 @@ PROJECT = {("90", "8", "200"), ("90", "16", "400")}
 """Capability, width and tokens of what the project runs, on the GPU that matters most: not slow."""
 
 
-def launches(width, tokens, dtype=torch.bfloat16):
-    """The launches of both passes over packed tensors, by kernel."""
+def launches(width, tokens, capability, dtype=torch.bfloat16):
+    """The launches of both passes over packed tensors, by kernel, as they are on a compute capability."""
     qkv = torch.empty(64, tokens, 3, 4, width, dtype=dtype, device="meta")
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     factor, out = torch.empty(tokens, device="meta"), rows_first(q, width)
-    backward = backward_launches(*gradients(q, k, v), out, q, k, v, factor, Seen())
-    return {x.kernel.__name__: x for x in [forward_launch(out, q, k, v, factor, Seen()), *backward]}
+    with target(capability):
+        backward = backward_launches(*gradients(q, k, v), out, q, k, v, factor, Seen())
+        return {x.kernel.__name__: x for x in [forward_launch(out, q, k, v, factor, Seen()), *backward]}
 
 
 @functools.cache
 def compiled(width, tokens, kernel, capability, dtype=torch.bfloat16):
-    launch = launches(width, tokens, dtype)[kernel]
+    launch = launches(width, tokens, capability, dtype)[kernel]
     return launch, ahead.compile_for(launch, capability)
 
 
@@ -90,7 +91,7 @@ def test_every_tile_has_a_budget():
     for capability in ("80", "90", "100"):
         for width in (8, 16, 32, 64, 128):
             for tokens in (400, 1024):
-                for kernel in launches(width, tokens):
+                for kernel in launches(width, tokens, int(capability)):
                     assert (capability, kernel, str(width), str(tokens)) in listed
 
 
@@ -105,7 +106,7 @@ def test_every_tile_has_a_budget():
 )
 def test_other_types_compile(dtype, width, capability):
     for tokens in (400, 1024):
-        for name in launches(width, tokens, dtype):
+        for name in launches(width, tokens, capability, dtype):
             launch, code = compiled(width, tokens, name, capability, dtype)
             assert code.shared <= ahead.SHARED_LIMIT[capability]
             assert (code.count("F2FP.RELU") > 0) == (dtype == torch.float16)

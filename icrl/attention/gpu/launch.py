@@ -4,14 +4,19 @@ without one are the same `Launch`."""
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from icrl.attention.gpu.tables import JOINT_TOKENS, JOINT_WIDTH, Pass, Tile, padded, tile
+from icrl.attention.gpu.tables import JOINT_TOKENS, Pass, Tile, joint_width, padded, tile
 from icrl.attention.problem import Seen
+
+_target: ContextVar[int] = ContextVar("target", default=9)
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,23 @@ class Launch:
         """What the compiler is told besides the arguments."""
         limit = {} if self.tile.registers is None or torch.version.hip is not None else {"maxnreg": self.tile.registers}
         return {"num_warps": self.tile.warps, "num_stages": self.tile.stages} | limit
+
+
+@contextmanager
+def target(capability: int) -> Iterator[None]:
+    """Launches made here from tensors on no GPU are for this compute capability: 80, 90 and so on."""
+    before = _target.set(capability // 10)
+    try:
+        yield
+    finally:
+        _target.reset(before)
+
+
+def generation(device: torch.device) -> int:
+    """The major compute capability that a launch is for."""
+    if device.type == "cuda" and torch.version.hip is None:
+        return torch.cuda.get_device_capability(device)[0]
+    return _target.get()
 
 
 def rounded(count: int, unit: int) -> int:
@@ -76,7 +98,7 @@ def longest(q: Tensor, k: Tensor, seen: Seen) -> int:
 def common(name: Pass, q: Tensor, k: Tensor, v: Tensor, seen: Seen) -> tuple[Tile, dict[str, Any]]:
     """The tile of a pass and the arguments that every pass takes."""
     tokens = longest(q, k, seen)
-    chosen = tile(name, max(q.shape[3], v.shape[3]), tokens, q.dtype)
+    chosen = tile(name, max(q.shape[3], v.shape[3]), tokens, q.dtype, generation(q.device))
     return chosen, {
         "n_queries": q.shape[2],
         "n_keys": k.shape[2],
@@ -137,7 +159,7 @@ def backward_launches(
         "Q": q, "K": k, "V": v, "Scaled": scaled, "ALIGN": align,
         "Documents": factor if seen.documents is None else seen.documents, "group": heads // k.shape[1],
     }  # fmt: skip
-    if longest(q, k, seen) <= JOINT_TOKENS and max(q.shape[3], width) <= JOINT_WIDTH:
+    if longest(q, k, seen) <= JOINT_TOKENS and max(q.shape[3], width) <= joint_width(generation(q.device)):
         return [_joint(dq, dk, dv, grad, q, k, v, factor, seen, scaled, arguments)]
     return [
         _dq(dq, grad, q, k, v, factor, seen, scaled, arguments),

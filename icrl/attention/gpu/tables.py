@@ -53,7 +53,18 @@ HALF: dict[tuple[Pass, int], tuple[Tile, Tile]] = {
     ("dkdv", 128): (Tile(32, 128, 8, 2),) * 2,
     ("dkdv", 256): (Tile(64, 64, 8, 1),) * 2,
 }
-"""bfloat16 and float16. Width 256 works but spills in the backward pass."""
+"""bfloat16 and float16, for compute capability 9. Width 256 works but spills in the backward pass."""
+
+ELSEWHERE: dict[tuple[int, Pass, int], tuple[Tile, Tile]] = {
+    (8, "forward", 128): (Tile(64, 64, 4, 2), Tile(128, 64, 8, 2)),
+    (8, "joint", 16): (Tile(64, 64, 4, 1),) * 2,
+    (8, "dq", 128): (Tile(128, 32, 8, 2),) * 2,
+    (8, "dkdv", 64): (Tile(32, 128, 8, 2),) * 2,
+    (8, "dkdv", 128): (Tile(32, 64, 4, 2),) * 2,
+    (10, "dkdv", 16): (Tile(64, 128, 4, 1),) * 2,
+    (10, "dkdv", 128): (Tile(64, 128, 8, 1),) * 2,
+}
+"""(major compute capability, pass, width): where those of HALF spill."""
 
 SINGLE: dict[tuple[Pass, int], Tile] = {
     ("forward", 16): Tile(64, 64, 4, 1),
@@ -82,8 +93,14 @@ def padded(width: int) -> int:
     return next(size for size in WIDTHS if size >= width)
 
 
-def tile(kernel: Pass, width: int, tokens: int, dtype: torch.dtype) -> Tile:
-    """The tile of a pass for heads of at most `width`, sequences of at most `tokens`."""
+def tile(kernel: Pass, width: int, tokens: int, dtype: torch.dtype, generation: int = 9) -> Tile:
+    """The tile of a pass for heads of at most `width`, sequences of at most `tokens`, a major compute capability."""
     if dtype == torch.float32:
         return SINGLE[kernel, padded(width)]
-    return HALF[kernel, padded(width)][tokens > JOINT_TOKENS]
+    chosen = ELSEWHERE.get((generation, kernel, padded(width))) or HALF[kernel, padded(width)]
+    return chosen[tokens > JOINT_TOKENS]
+
+
+def joint_width(generation: int) -> int:
+    """The widest head whose backward pass is one launch: on compute capability 8 wider ones spill."""
+    return min(JOINT_WIDTH, 16) if generation == 8 else JOINT_WIDTH
