@@ -87,7 +87,7 @@ def board(*arguments: object) -> Iterator[tuple[Page, subprocess.Popen[str]]]:
     finally:
         if process.poll() is None:
             process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
 
 
 def trial(root: Path, number: int, embed_dim: int, state: Any, *, end: bool = True) -> tuple[RunDirectory, Board]:
@@ -178,7 +178,7 @@ def test_the_board_of_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         until(lambda: "1 of 1 trials" in page.json("plugin/text/text", run="sweep", tag="eval/trials")[-1]["text"])
 
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=120)
         assert process.returncode == 0, output
         assert output.endswith("ended\n")
 
@@ -210,6 +210,6 @@ def test_a_remote_board_runs_tensorboard_there_for_as_long_as_the_connection_las
         assert forward[:2] == forward[2:]
         # a Ctrl-C at the terminal reaches both
         os.killpg(process.pid, signal.SIGINT)
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
         assert process.returncode == 0
         until(lambda: not answers())
