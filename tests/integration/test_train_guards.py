@@ -102,7 +102,7 @@ def test_a_rank_that_hangs_is_named_and_the_run_resumes(
 def test_a_stop_during_a_long_validation_ends_in_time_and_changes_nothing(
     config: Path, tmp_path: Path, commands: Any, lasting_records: Records
 ) -> None:
-    long = ("dataset.source=virtual", "dataset.validation=60000", "train.steps=30", "train.validate_every=15")
+    long = ("dataset.source=virtual", "dataset.validation=400000", "train.steps=30", "train.validate_every=15")
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     commands.run("train", config, f"storage.root={whole}", *long)
 
