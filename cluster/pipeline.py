@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cluster.preemption import REASON as PREEMPTED
 from cluster.trial import train_in_ray
 from data_gen.generate import generate
 from data_gen.plan import Plan, plan
@@ -81,9 +82,10 @@ def train_stage(loaded: Loaded, planned: TrainPlan, progress: Progress) -> int:
         return 0
     status = planned.run.status()
     if state == "stopped":
-        interrupted = planned.run.stop_requested() == "SIGINT"
-        progress.say(f"stopped at step {status['step']}; the same command resumes")
-        return INTERRUPTED if interrupted else TERMINATED
+        reason = planned.run.stop_requested()
+        why = ": a node is being taken away, and what stays is not enough" if reason == PREEMPTED else ""
+        progress.say(f"stopped at step {status['step']}{why}; the same command resumes")
+        return INTERRUPTED if reason == "SIGINT" else TERMINATED
     progress.say(f"{state} at step {status.get('step')}: {status.get('error', '')}")
     return FAILED
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from cluster.preemption import NODES, REASON, Preemption
 from icrl.board import read_records
 from icrl.config import Loaded
 from icrl.files import write_json
@@ -42,7 +43,7 @@ def train_in_ray(loaded: Loaded, plan: TrainPlan, progress: Progress) -> State:
     """
     plan.run.clear_stop_request()
     with watching(plan.run, loaded.config.train.steps, progress), _stopping(plan.run):
-        return _fit(loaded, plan, _default_resources(loaded, plan))
+        return _fit(loaded, plan, _default_resources(loaded, plan), host=_own_node())
 
 
 def train_in_trial(
@@ -98,7 +99,31 @@ def _default_resources(loaded: Loaded, plan: TrainPlan) -> dict[str, float]:
 
 
 def _fit(
-    loaded: Loaded, plan: TrainPlan, resources: Mapping[str, float], look: Callable[[], None] = lambda: None
+    loaded: Loaded,
+    plan: TrainPlan,
+    resources: Mapping[str, float],
+    look: Callable[[], None] = lambda: None,
+    host: str | None = None,
+) -> State:
+    """Train; when a node is taken away go on, from a checkpoint made before, on those that stay, if they have room.
+
+    `host`: see `Preemption`.
+    """
+    while True:
+        preemption = Preemption(plan.run, host)
+        state = _fit_once(loaded, plan, resources, preemption, look)
+        preempted = state == "stopped" and plan.run.stop_requested() == REASON
+        if not preempted or not preemption.can_go_on(loaded, plan):
+            return state
+        plan.run.clear_stop_request()
+
+
+def _fit_once(
+    loaded: Loaded,
+    plan: TrainPlan,
+    resources: Mapping[str, float],
+    preemption: Preemption,
+    look: Callable[[], None],
 ) -> State:
     run = plan.run
     scratch = run.path / _SCRATCH
@@ -107,6 +132,7 @@ def _fit(
     fit.start()
     while fit.is_alive():
         fit.join(_POLL_S)
+        preemption.look()
         look()
     shutil.rmtree(scratch, ignore_errors=True)
     state: State = run.status()["state"]
@@ -169,13 +195,19 @@ def _worker(payload: Mapping[str, Any]) -> None:
 
 def _record_nodes(run: RunDirectory) -> None:
     """Keep in the run's logs which Ray node each rank works on."""
-    import ray
     import torch.distributed as dist
 
     nodes: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(nodes, ray.get_runtime_context().get_node_id())
+    dist.all_gather_object(nodes, _own_node())
     if dist.get_rank() == 0:
-        write_json(run.logs / "training.json", {"node_of_rank": nodes})
+        write_json(run.logs / NODES, {"node_of_rank": nodes})
+
+
+def _own_node() -> str:
+    import ray
+
+    node: str = ray.get_runtime_context().get_node_id()
+    return node
 
 
 class _StopPoll:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from icrl.board import read_records
 from icrl.store import SPLITS
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -115,3 +118,59 @@ def test_a_node_killed_during_generation_loses_nothing(
     assert before < total, "the kill fell in the middle"
     assert sum(written["shards_by_node"].values()) >= total
     assert tree(only(root / "data")) == whole(*arguments)
+
+
+def drained(cluster: Any, node: str) -> None:
+    """Announce the end of a node, as a provider that takes back a spot instance does."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", cluster.address]
+    command += ["--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+    subprocess.run([*command, "--deadline-remaining-seconds", "300"], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_a_node_that_is_taken_away_ends_in_a_checkpoint_and_loses_no_step(
+    workers: int,
+    cluster: Any,
+    second: psutil.Process,
+    config: Path,
+    tmp_path: Path,
+    commands: Any,
+    lasting_records: Any,
+) -> None:
+    """Two workers find room on the node that stays, and go on there; four do not, and the command ends."""
+    words = [f"train.workers={workers}", "dataset.source=virtual", "train.steps=2000", "train.checkpoint_every=1900"]
+    words += ["train.log_every=50", "train.validate_every=500"]
+    undisturbed, root = tmp_path / "undisturbed", tmp_path / "shared"
+    commands.run("train", config, f"storage.root={undisturbed}", *words)
+    command = ("cluster", "run", config, f"storage.root={root}", "--address", cluster.address, *words)
+    process = commands.start(*command)
+    deadline = time.monotonic() + 200
+    while not any(record["step"] > 100 for path in root.glob("runs/*/metrics.jsonl") for record in read_records(path)):
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        assert time.monotonic() < deadline, "training never began"
+        time.sleep(0.05)
+    run = only(root / "runs")
+    nodes = json.loads((run / "logs" / "training.json").read_text())["node_of_rank"]
+    (away,) = [word.removeprefix("--node_id=") for word in second.cmdline() if word.startswith("--node_id=")]
+    (head,) = set(nodes) - {away}
+    drained(cluster, away)
+    output, _ = process.communicate(timeout=300)
+    steps = [int(path.name.removeprefix("step-")) for path in (run / "checkpoints").iterdir()]
+    if workers == 2:
+        assert process.returncode == 0, output[-3000:]
+        assert json.loads((run / "logs" / "training.json").read_text())["node_of_rank"] == [head, head]
+    else:
+        assert process.returncode == 143, output[-3000:]
+        assert "a node is being taken away" in output
+        assert json.loads((run / "status.json").read_text())["state"] == "stopped"
+        assert 100 < min(steps) < 1900, "a checkpoint of its own"
+        cluster.retire(second)
+        third = cluster.add_node(cpus=2)
+        try:
+            commands.run(*command)
+        finally:
+            cluster.retire(third)
+    whole = only(undisturbed / "runs")
+    assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    records = [record for record in lasting_records(run) if "eval/regret_final" not in record[1]]
+    assert records == lasting_records(whole)
