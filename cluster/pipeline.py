@@ -77,10 +77,10 @@ def generate_stage(loaded: Loaded, planned: Plan, run: RunDirectory, progress: P
 def train_stage(loaded: Loaded, planned: TrainPlan, progress: Progress) -> int:
     """Train under Ray Train; 0 when trained, else the exit code."""
     state = train_in_ray(loaded, planned, progress)
-    if state == "trained":
-        progress.finish(f"{loaded.config.train.steps} steps on {planned.workers} workers")
-        return 0
     status = planned.run.status()
+    if state == "trained":
+        progress.finish(f"{status['step']} steps on {planned.workers} workers")
+        return 0
     if state == "stopped":
         reason = planned.run.stop_requested()
         why = ": a node is being taken away, and what stays is not enough" if reason == PREEMPTED else ""

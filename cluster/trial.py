@@ -135,7 +135,10 @@ def _fit_once(
         preemption.look()
         look()
     shutil.rmtree(scratch, ignore_errors=True)
-    state: State = run.status()["state"]
+    status = run.status()
+    state: State = status["state"]
+    if state == "failed" and fit.error is None:
+        raise RuntimeError(f"training failed: {status['error']}; logs are under {run.logs}")
     if fit.error is not None and state != "diverged":
         raise RuntimeError(f"training failed: {_last_line(fit.error)}; logs are under {run.logs}") from fit.error
     return state
@@ -175,6 +178,7 @@ def _worker(payload: Mapping[str, Any]) -> None:
     import ray.train
     import torch
 
+    from train.checkpoints import CheckpointError
     from train.engine import DivergedError
     from train.loop import Hooks, pretrain
 
@@ -189,8 +193,8 @@ def _worker(payload: Mapping[str, Any]) -> None:
 
     try:
         pretrain(loaded.config, run, Hooks(report=report, should_stop=poll))
-    except DivergedError:
-        return  # recorded in the run directory; starting again would diverge again
+    except (DivergedError, CheckpointError, ValueError):
+        return  # recorded in the run directory; starting again would meet with it again
 
 
 def _record_nodes(run: RunDirectory) -> None:

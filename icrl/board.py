@@ -165,6 +165,7 @@ def settle(run: RunDirectory, outcome: Outcome | None = None) -> Outcome | None:
     with contextlib.ExitStack() as held:
         try:
             held.enter_context(run.lock())
+            held.enter_context(run.training_lock(patience=0))
         except (ValueError, OSError):  # somebody works on it, or it is not ours to write
             return shown
         Board(run, keep=lambda record: True).close(outcome)

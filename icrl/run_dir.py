@@ -202,9 +202,9 @@ class RunDirectory:
         """Held by the command that works on the run; a second one is refused with a ValueError."""
         return locked(self.path / ".lock")
 
-    def training_lock(self) -> contextlib.AbstractContextManager[None]:
-        """Held by the rank that writes checkpoints. Waits a while for one whose command was killed to end."""
-        return locked(self.path / ".training.lock", patience=60)
+    def training_lock(self, patience: float = 60) -> contextlib.AbstractContextManager[None]:
+        """Held by the rank that writes checkpoints. Waits some seconds for one whose command was killed to end."""
+        return locked(self.path / ".training.lock", patience=patience)
 
     def set_status(self, state: State, **details: Any) -> None:
         """Replace `status.json`."""
@@ -230,11 +230,13 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def failing(self) -> Iterator[None]:
-        """Marks the run failed, with the error's first line, when the body raises."""
+        """Marks the run failed, with the error's first line, when the body raises and left no status that says more."""
+        before = self.status()
         try:
             yield
         except Exception as error:
-            if self.status()["state"] != "diverged":
+            now = self.status()
+            if now["state"] != "diverged" and (now["state"] != "failed" or now == before):
                 first = (str(error).splitlines() or [""])[0]
                 with contextlib.suppress(OSError):  # on a full disk the status stays what it was
                     self.set_status("failed", error=f"{type(error).__name__}: {first}")
@@ -244,6 +246,11 @@ class RunDirectory:
         """Set right the status of a run whose training ended without saying why."""
         if self.status()["state"] in ("created", "training"):
             self.set_status("failed", error=reason)
+
+    def settle_stopped(self) -> None:
+        """Set right the status of a run that was told to stop before it trained."""
+        if self.status()["state"] in ("created", "training"):
+            self.set_status("stopped")
 
     def settle(self) -> None:
         """Set right the status of a run whose training ended in a kill after its weights were written."""

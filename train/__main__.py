@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack, nullcontext
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from icrl import cli
 from icrl.config import Loaded
+
+if TYPE_CHECKING:
+    from train.launch import StopFlag
 
 app = cli.application("Pretrain a transformer on a dataset; the same command resumes.")
 
@@ -33,26 +36,28 @@ def pretrain_command(
 
     Spawns train.workers ranks, or is one rank under torchrun or deepspeed.
     """
+    from train.launch import StopFlag, is_rank
+
+    stop = StopFlag() if is_rank() else None  # before all else: a rank may be told to stop while it starts
     with cli.usage_errors():
         loaded = cli.read(config, overrides, print_config)
         from icrl.mirror import working
-        from train.launch import is_rank
     with nullcontext() if dry_run or is_rank() else cli.session(working(loaded.config)):
-        _pretrain(loaded, dry_run=dry_run)
+        _pretrain(loaded, stop, dry_run=dry_run)
 
 
-def _pretrain(loaded: Loaded, *, dry_run: bool) -> None:
+def _pretrain(loaded: Loaded, stop: StopFlag | None, *, dry_run: bool) -> None:
     code = 0
     with ExitStack() as stack:
         with cli.usage_errors():
             from icrl.board import settle
             from icrl.run_dir import RunDirectory
-            from train.launch import check, is_rank, run_rank, spawn, speaks
+            from train.launch import check, run_rank, spawn, speaks
             from train.loop import open_dataset
 
             plan = check(loaded)
             open_dataset(loaded.config)
-            if not (dry_run or is_rank()):
+            if not dry_run and speaks():  # under a launcher its first rank
                 stack.enter_context(RunDirectory.open(loaded).lock())
         if speaks():
             already = f"already trained: {plan.run.path}"
@@ -61,11 +66,13 @@ def _pretrain(loaded: Loaded, *, dry_run: bool) -> None:
             return
         if plan.finished:
             plan.run.settle()
-        elif is_rank():
-            code = run_rank(loaded)
+        elif stop is not None:
+            code = run_rank(loaded, stop)
         else:
             code = spawn(sys.argv[1:], plan, loaded.config.train.steps)
-            if code:
+            if code in (cli.TERMINATED, cli.INTERRUPTED):
+                plan.run.settle_stopped()
+            elif code:
                 plan.run.settle_failed(f"a worker ended with exit code {code}")
     if speaks():
         if code:

@@ -13,6 +13,7 @@ from icrl.files import fsync_file
 from icrl.mirror import Mirror
 from icrl.run_dir import RunDirectory
 from train import checkpoints
+from train.checkpoints import CheckpointError
 
 
 class CheckpointWriter:
@@ -53,6 +54,14 @@ class CheckpointWriter:
             in_flight.result()
 
     def _write(self, step: int, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
+        try:
+            self._write_all(step, tensors, progress)
+        except OSError:
+            raise
+        except Exception as error:  # it must reach `wait` as what stops a training in order
+            raise CheckpointError(f"the checkpoint of step {step}: {type(error).__name__}: {error}") from error
+
+    def _write_all(self, step: int, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
         # what was recorded up to this step outlives a power cut if the checkpoint does
         fsync_file(self._run.metrics)
         checkpoints.save(self._run.checkpoints, step, tensors, progress, model=self._model, keep=self._keep)

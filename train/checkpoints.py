@@ -12,13 +12,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from icrl.config import Config, difference
@@ -41,13 +41,29 @@ class Checkpoint:
     path: Path
     step: int
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The engine's state (`train.engine.Engine.state`)."""
-        return dict(load_file(self.path / STATE))
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The engine's state (`train.engine.Engine.state`), each tensor read when it is asked for."""
+        return _Tensors(self.path / STATE)
 
     def progress(self) -> dict[str, Any]:
         """What the loop keeps beside the tensors."""
         return dict(read_json(self.path / _PROGRESS))
+
+
+class _Tensors(Mapping[str, Tensor]):
+    def __init__(self, path: Path) -> None:
+        self._file = safe_open(path, "pt")
+        self._names: list[str] = list(self._file.keys())  # type: ignore[no-untyped-call]
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Tensor = self._file.get_tensor(name)  # type: ignore[no-untyped-call]
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 @dataclass(frozen=True)
@@ -83,16 +99,20 @@ def save(
         aside.rename(final)
         fsync_directory(root)
         _prune(root, final, keep)
-    except (OSError, SafetensorError) as error:
+    except Exception as error:
         shutil.rmtree(aside, ignore_errors=True)
-        if isinstance(error, CheckpointError):
+        if isinstance(error, CheckpointError) or not isinstance(error, OSError | SafetensorError):
             raise
         raise CheckpointError(_refusal(root, step, tensors, error)) from error
     return Checkpoint(final, step)
 
 
 def latest(root: Path) -> tuple[Checkpoint | None, list[Damaged]]:
-    """The newest checkpoint that is whole, and the damaged ones that are newer."""
+    """The newest checkpoint that is whole, and the damaged ones that are newer.
+
+    Raises:
+        CheckpointError: one cannot be judged: another version of icrl wrote it, or the disk refuses to read it.
+    """
     damaged: list[Damaged] = []
     for path in _directories(root):
         reason = _damage(path)
@@ -129,16 +149,19 @@ def described(config: Config) -> dict[str, Any]:
 
 
 def require_model(root: Path, config: Config) -> None:
-    """Check that the newest checkpoint is of the config's model, by its manifest alone.
+    """Check that the newest checkpoint is of the config's model and this version's format, by its manifest alone.
 
     Raises:
         ValueError: it is of another one; the message holds both sides.
     """
     for path in _directories(root):
         try:
-            found = read_json(path / _MANIFEST)["model"]
-        except (OSError, ValueError, KeyError):  # damaged: passed over, as `latest` does
+            manifest = read_json(path / _MANIFEST)
+            written, found = manifest.get("format", FORMAT), manifest["model"]
+        except (OSError, ValueError, KeyError, AttributeError):  # damaged: passed over, as `latest` does
             continue
+        if written != FORMAT:
+            raise ValueError(_foreign(path, written))
         if changes := difference(found, described(config)):
             raise ValueError(
                 f"{path} is a checkpoint of another model (checkpoint -> config):\n  "
@@ -181,7 +204,7 @@ def _prune(root: Path, newest: Path, keep: int) -> None:
         if path == newest:
             continue
         # newer ones are damaged or of an abandoned attempt: `latest` passed them over
-        if path < newest and kept < keep and _damage(path) is None:
+        if path < newest and kept < keep and _is_whole(path):
             kept += 1
         else:
             _remove(path)
@@ -221,14 +244,32 @@ def _directories(root: Path) -> list[Path]:
 
 
 def _damage(path: Path) -> str | None:
+    """Why a checkpoint is not whole; None when it is. CheckpointError where that cannot be said: it may be."""
     try:
         manifest = read_json(path / _MANIFEST)
         written = manifest.get("format", FORMAT)  # the first ones had no such key
-        if written != FORMAT:
-            return f"its format is {written}, expected {FORMAT}: another version of icrl wrote it"
-        for name in (STATE, _PROGRESS):
-            if sha256_file(path / name) != manifest["sha256"][name]:
-                return f"{name} does not match its sha256"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if written == FORMAT:
+            for name in (STATE, _PROGRESS):
+                if sha256_file(path / name) != manifest["sha256"][name]:
+                    return f"{name} does not match its sha256"
+            return None
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
-    return None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); try again once its disk can") from error
+    raise CheckpointError(_foreign(path, written))
+
+
+def _foreign(path: Path, written: object) -> str:
+    return (
+        f"{path}: its format is {written}, expected {FORMAT}: another version of icrl wrote it; go on with that one, "
+        "or choose another run.dir"
+    )
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether it must be counted among those kept; what cannot be judged is left alone."""
+    try:
+        return _damage(path) is None
+    except CheckpointError:
+        return True

@@ -32,10 +32,10 @@ skipped steps]."""
 class DivergedError(RuntimeError):
     """A loss or gradient that is not finite; no parameter and no moment was changed by it."""
 
-    def __init__(self, message: str, own_loss: float) -> None:
+    def __init__(self, message: str, own_loss: float | None = None) -> None:
         super().__init__(message)
         self.own_loss = own_loss
-        """Mean loss of this rank's share of the batch."""
+        """Mean loss of this rank's share of the batch; None where no batch of the training is to blame."""
 
 
 @dataclass(frozen=True)
@@ -141,22 +141,29 @@ class Engine:
         return loss
 
     @torch.no_grad()
-    def state(self) -> dict[str, Tensor]:
+    def state(self, *, keep: bool = True) -> dict[str, Tensor]:
         """Weights and moments as float32 CPU tensors, `<kind>/<parameter name>`; gathered, the same on every rank.
 
-        In fp16 the weights are the float32 masters, and the state of the loss scale comes with them (`SCALER`).
+        In fp16 the weights are the float32 masters, and the state of the loss scale comes with them (`SCALER`). All
+        ranks call it together; a rank that does not `keep` it gets nothing, and holds one parameter at a time.
         """
-        scaler = {SCALER: self._scaler_state()} if self._half else {}
-        return scaler | {
-            f"{kind}/{name}": self._shards.gather(parameter, kind).float().cpu().contiguous()
-            for name, parameter in self._parameters.items()
-            for kind in KINDS
-        }
+        gathered = {SCALER: self._scaler_state()} if self._half and keep else {}
+        for name, parameter in self._parameters.items():
+            for kind in KINDS:
+                full = self._shards.gather(parameter, kind)
+                if keep:
+                    gathered[f"{kind}/{name}"] = full.float().cpu().contiguous()
+        return gathered
 
     @torch.no_grad()
-    def weights(self) -> dict[str, Tensor]:
-        """The model's state dict as float32 CPU tensors; gathered, the same on every rank."""
-        return {name: self._shards.gather(p, "weight").float().cpu() for name, p in self._parameters.items()}
+    def weights(self, *, keep: bool = True) -> dict[str, Tensor]:
+        """The model's state dict as float32 CPU tensors; gathered, and kept, as `state`."""
+        gathered = {}
+        for name, parameter in self._parameters.items():
+            full = self._shards.gather(parameter, "weight")
+            if keep:
+                gathered[name] = full.float().cpu()
+        return gathered
 
     @torch.no_grad()
     def load_state(self, tensors: Mapping[str, Tensor], step: int) -> None:

@@ -60,6 +60,8 @@ class Beat:
     """When it got there, seconds since 1970."""
     time: float
     """When it wrote this."""
+    error: str | None = None
+    """What it failed of; its last word."""
 
     @property
     def place(self) -> tuple[int, int]:
@@ -67,7 +69,11 @@ class Beat:
 
 
 def culprit(beats: Sequence[Beat], now: float) -> Beat | None:
-    """The rank the others wait for: the one silent for longest, else the one that is behind all others, if any is."""
+    """The rank the others wait for: one that failed, else the one silent for longest, else the one that is behind all
+    others, if any is.
+    """
+    if failed := [beat for beat in beats if beat.error is not None]:
+        return min(failed, key=lambda beat: beat.time)
     silent = [beat for beat in beats if now - beat.time > SILENT_S]
     if silent:
         return min(silent, key=lambda beat: beat.time)
@@ -81,6 +87,8 @@ def described(beat: Beat, now: float) -> str:
     """One line about the rank to blame."""
     who = f"rank {beat.rank} (process {beat.process} on {beat.host})"
     doing = f"{beat.phase} after step {beat.step}"
+    if beat.error is not None:
+        return f"{who} failed, {doing}: {beat.error}"
     if now - beat.time > SILENT_S:
         return f"{who} has been silent for {now - beat.time:.0f} s; it was last seen {doing}"
     return f"{who} keeps the others waiting: {doing} for {now - beat.since:.0f} s"
@@ -107,12 +115,22 @@ class Heart(threading.Thread):
         """The rank has come to this place."""
         self._place = (step, phase, time.time())
 
-    def stop(self) -> None:
-        """Fall silent for good, in order."""
+    def start(self) -> None:
+        """Begin; the first word is there when this returns."""
+        self._write()
+        super().start()
+
+    def stop(self, error: str | None = None) -> None:
+        """Fall silent for good: in order, or leaving word of an error that ends this rank."""
+        if self._done.is_set():
+            return
         self._done.set()
         if self.is_alive():
             self.join()
-        self._file(self._rank).unlink(missing_ok=True)
+        if error is None:
+            self._file(self._rank).unlink(missing_ok=True)
+        else:
+            self._write(error)
 
     def run(self) -> None:
         while True:
@@ -153,17 +171,27 @@ class Heart(threading.Thread):
         return LostRankError(f"{message}; the collective said: {first}")
 
     def speaks(self) -> bool:
-        """Whether this rank is the one to tell the user: the first that is not silent."""
-        now = time.time()
-        return all(now - beat.time > SILENT_S for beat in self.beats() if beat.rank < self._rank)
+        """Whether this rank is the one to tell the user why the training ends.
+
+        That is the first of those that failed of themselves, else the first that is not silent. Ranks that fail of the
+        same at the same time know of each other after a moment.
+        """
+        time.sleep(INTERVAL_S / 2)
+        beats, now = self.beats(), time.time()
+        if failed := [beat.rank for beat in beats if beat.error is not None]:
+            return self._rank == min(failed)
+        return all(now - beat.time > SILENT_S for beat in beats if beat.rank < self._rank)
 
     def _silent(self) -> str | None:
-        now = time.time()
-        return next((described(beat, now) for beat in self.beats() if now - beat.time > SILENT_S), None)
+        """The first rank that failed or is silent, described."""
+        now, beats = time.time(), self.beats()
+        gone = [beat for beat in beats if beat.error is not None or now - beat.time > SILENT_S]
+        found = culprit(gone, now)
+        return None if found is None else described(found, now)
 
-    def _write(self) -> None:
+    def _write(self, error: str | None = None) -> None:
         step, phase, since = self._place
-        beat = Beat(self._rank, socket.gethostname(), os.getpid(), step, phase, since, time.time())
+        beat = Beat(self._rank, socket.gethostname(), os.getpid(), step, phase, since, time.time(), error)
         try:
             atomic_write(self._file(self._rank), json.dumps(asdict(beat)).encode(), durable=False)
         except OSError:  # a full disk stops training elsewhere, with a better message

@@ -154,7 +154,11 @@ def device_problems(train: TrainConfig, gpus: int) -> Iterator[Problem]:
             "fp32 or bf16 on CPU: it has no half-precision arithmetic worth the name",
             "set train.precision=bf16",
         )
-    if train.precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+    if (
+        train.precision == "bf16"
+        and torch.cuda.is_available()
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
         name = torch.cuda.get_device_name()
         yield Problem("precision", "bf16", f"fp32 or fp16 on this GPU ({name})", "set train.precision=fp16")
     if train.compile and not gpus and shutil.which(os.environ.get("CXX", "g++")) is None:
@@ -192,7 +196,11 @@ def spawn(arguments: Sequence[str], plan: TrainPlan, steps: int) -> int:
         for number in range(plan.workers):
             values = (number, plan.workers, number, "127.0.0.1", 0)
             ranks_own = {name: str(value) for name, value in zip(_RANK_VARIABLES, values, strict=True)}
-            ranks_own |= {_MEETING_VARIABLE: f"{meeting.name}/store", "GLOO_SOCKET_IFNAME": "lo"}
+            ranks_own |= {
+                _MEETING_VARIABLE: f"{meeting.name}/store",
+                "GLOO_SOCKET_IFNAME": "lo",
+                "NCCL_SOCKET_IFNAME": "lo",
+            }
             environment = os.environ | ranks_own
             command = [sys.executable, "-m", "train", *arguments]
             # its own session: a Ctrl-C at the terminal reaches the ranks once, through `forward`
@@ -232,7 +240,7 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
-def run_rank(loaded: Loaded) -> int:
+def run_rank(loaded: Loaded, stop: StopFlag) -> int:
     """What one rank does: join the others, train, leave; returns its exit code."""
     import torch
     import torch.distributed as dist
@@ -241,7 +249,6 @@ def run_rank(loaded: Loaded) -> int:
     from train.heartbeat import LostRankError, patience
     from train.loop import Hooks, pretrain
 
-    stop = _StopFlag()
     torch.set_num_threads(loaded.config.train.threads)
     backend = "gloo"
     if torch.cuda.is_available():
@@ -260,17 +267,18 @@ def run_rank(loaded: Loaded) -> int:
     try:
         run = RunDirectory.open(loaded) if first else RunDirectory.check(loaded)
         with run.failing() if first else nullcontext(), _following(run, loaded.config) if speaks() else nullcontext():
-            outcome = pretrain(loaded.config, run, Hooks(should_stop=stop.is_set))
-    except (DivergedError, ValueError, OSError) as error:
-        if first:
-            print(f"failed: {error}", file=sys.stderr, flush=True)  # noqa: T201
+            outcome = pretrain(loaded.config, run, Hooks(should_stop=stop.is_set, failed=_say_failed))
+    except (DivergedError, ValueError, OSError):
         return FAILED
-    except LostRankError as error:
-        print(f"failed: {error}", file=sys.stderr, flush=True)  # noqa: T201
+    except LostRankError:
         os._exit(FAILED)  # whatever waits for the lost rank would wait again, in order to end well
     finally:
         dist.destroy_process_group()
     return TERMINATED if outcome == "stopped" else 0
+
+
+def _say_failed(message: str) -> None:
+    print(f"failed: {message}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 @contextlib.contextmanager
@@ -280,7 +288,7 @@ def _following(run: RunDirectory, config: Config) -> Iterator[None]:
         yield
 
 
-class _StopFlag:
+class StopFlag:
     """Set by SIGTERM or Ctrl-C."""
 
     def __init__(self) -> None:

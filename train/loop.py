@@ -9,11 +9,12 @@ Shapes: B trajectories of a micro-batch, T rounds, A actions, d dim.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,19 +28,18 @@ from icrl.constructions import hold_positions
 from icrl.experts import labels
 from icrl.loss import log_loss
 from icrl.model import Transformer
-from icrl.run_dir import RunDirectory
+from icrl.run_dir import RunDirectory, State
 from icrl.source import Source, open_source
 from icrl.streams import Split
-from train import checkpoints, divergence
+from train import divergence
 from train.batch_plan import BatchPlan
-from train.checkpoint_writer import CheckpointWriter
-from train.checkpoints import CheckpointError
 from train.dataset import Batch, TrajectoryStream
 from train.determinism import use_deterministic_kernels
 from train.engine import DivergedError, Engine
 from train.heartbeat import Heart, patience
+from train.keeper import Keeper
 from train.schedule import learning_rate
-from train.validation import BestWeights, EarlyStopping, validation_loss
+from train.validation import validation_loss
 from train.window import Window
 
 Outcome = Literal["trained", "stopped"]
@@ -53,6 +53,8 @@ class Hooks:
     """Told the metrics of a validation, on every rank, the same number of times."""
     should_stop: Callable[[], bool] = lambda: False
     """Polled every step; true on any rank stops all of them after a checkpoint."""
+    failed: Callable[[str], None] = lambda message: None
+    """Told why the training failed, on the rank that is to say so."""
 
 
 class LossModule(nn.Module):
@@ -82,36 +84,47 @@ def pretrain(config: Config, run: RunDirectory, hooks: Hooks) -> Outcome:
     Every rank calls it. Rank 0 writes the run directory.
 
     Raises:
-        DivergedError: a loss or gradient that is not finite; the run's state is then "diverged".
+        DivergedError: a loss, gradient or validation log-loss that is not finite; the run's state is then "diverged".
         LostRankError: another rank is gone, or does not come; says which.
-        CheckpointError: a checkpoint could not be written; the run resumes from the one before.
+        CheckpointError: a checkpoint could not be written, or none of those there can be read; nothing is lost.
         ValueError: the dataset or a checkpoint does not fit the config.
     """
     if config.train.deterministic:
         use_deterministic_kernels()
     with run.training_lock() if dist.get_rank() == 0 else nullcontext():
         heart = _heart(config, run)
-        trainer = None
-        try:
+        with _reporting(run, hooks, heart), ExitStack() as stack:
             dist.barrier()
-            trainer = _Trainer(config, run, hooks, heart)
-            return trainer.run()
-        except DivergedError as error:
-            if trainer is not None:
-                message = trainer.diverged(error)
-                raise DivergedError(message, error.own_loss) from error
+            trainer = stack.enter_context(closing(_Trainer(config, run, hooks, heart)))
+            try:
+                return trainer.run()
+            except DivergedError as error:
+                raise DivergedError(trainer.diverged(error), error.own_loss) from error
+
+
+@contextmanager
+def _reporting(run: RunDirectory, hooks: Hooks, heart: Heart) -> Iterator[None]:
+    """What ends the training by an error is said once, by the rank that knows most about it, and kept in the status."""
+    try:
+        yield
+    except DivergedError as error:
+        heart.stop()
+        if dist.get_rank() == 0:
+            hooks.failed(str(error))
+        raise
+    except Exception as error:
+        lost = heart.explained(error) if isinstance(error, RuntimeError) else None
+        if lost is None:
+            heart.stop(f"{type(error).__name__}: {error}")
+        message = str(lost or error)
+        if heart.speaks():
+            run.set_status("failed", error=message.partition("\n")[0])
+            hooks.failed(message)
+        if lost is None:
             raise
-        except RuntimeError as error:
-            lost = heart.explained(error)
-            if lost is None:
-                raise
-            if heart.speaks():
-                run.set_status("failed", error=str(lost))
-            raise lost from error
-        finally:
-            heart.stop()
-            if trainer is not None:
-                trainer.close()
+        raise lost from error
+    finally:
+        heart.stop()
 
 
 def _heart(config: Config, run: RunDirectory) -> Heart:
@@ -146,109 +159,81 @@ class _Trainer:
         if config.train.hold_positions:
             hold_positions(self.transformer)
         self.engine = Engine(LossModule(self.transformer), config.train, self.plan)
-        self.window = Window()
-        self.stopping = EarlyStopping(config.train.early_stopping)
-        self.best = BestWeights(run.path / "best", config.train.keep_checkpoints)
-        self.validated = 0
-        """Step of the last validation."""
-        self.step = self._resume()
-        self.saved = self.step
+        self.keeper = Keeper(run, config, self.engine)
+        self.progress = self.keeper.resume()
         self.board = self._open_board() if self.rank == 0 else None
-        self.writer = CheckpointWriter(run, config) if self.rank == 0 else None
 
     def run(self) -> Outcome:
-        train = self.config.train
+        train, progress = self.config.train, self.progress
         if self.rank == 0:
             divergence.forget(self.run_directory)
-            self.run_directory.set_status("training", step=self.step, steps=train.steps, workers=self.world)
-        if self._due(train.validate_every) and self.validated < self.step and not self._validate():
+            self._set_status("training")
+        if self._due(train.validate_every) and progress.validated < progress.step and not self._validate():
             return self._stop()  # what a request to stop had cut short, and now does again
-        while self.step < train.steps and not self.stopping.over:
-            if self._agree(self.hooks.should_stop() or self._unwritten()):
+        while progress.step < train.steps and not progress.stopping.over:
+            if self._agree(self.hooks.should_stop() or self.keeper.failed):
                 return self._stop()
             self._advance()
             if self._due(train.log_every):
                 self._log()
             if self._due(train.validate_every) and not self._validate():
                 return self._stop()
-            if self._due(train.checkpoint_every) or self.stopping.over:
+            if self._due(train.checkpoint_every) or progress.stopping.over:
                 self._save()
         self._export()
         return "trained"
 
     def close(self) -> None:
         self.stream.close()
-        self.finish_writing()
+        self._finish_writing()
         if self.board is not None:
             self.board.close()
 
     def diverged(self, error: DivergedError) -> str:
         """Record what is known about a step that was not made; every rank calls it. What to tell the user."""
-        batch, trajectories = self.stream.batch(self.step), self.stream.indices(self.step)
-        message = divergence.record(self.run_directory, error, self.step, batch, trajectories)
+        step = self.progress.step
+        self._finish_writing()  # it sets the status too; the other ranks wait for this one
+        batch, trajectories = self.stream.batch(step), self.stream.indices(step)
+        message = divergence.record(self.run_directory, error, step, batch, trajectories)
         if self.board is not None:
-            self.finish_writing()  # it sets the status too
-            self.board.scalars(self.step + 1, {"train/loss": float("nan")})
-            self.run_directory.set_status("diverged", step=self.step, error=message)
+            if error.own_loss is not None:
+                self.board.scalars(step + 1, {"train/loss": float("nan")})
+            self.run_directory.set_status("diverged", step=step, error=message)
         return message
 
     def _due(self, every: int) -> bool:
-        return self.step > 0 and (self.step % every == 0 or self.step == self.config.train.steps)
+        return self.progress.step > 0 and (
+            self.progress.step % every == 0 or self.progress.step == self.config.train.steps
+        )
+
+    def _set_status(self, state: State, **details: int) -> None:
+        step, steps = self.progress.step, self.config.train.steps
+        self.run_directory.set_status(state, step=step, steps=steps, workers=self.world, **details)
+
+    def _at(self, phase: str) -> None:
+        self.heart.at(self.progress.step, phase)
 
     def _advance(self) -> None:
         """One optimiser step."""
+        step = self.progress.step
         began = time.perf_counter()
-        self.heart.at(self.step, "reading data")
-        batches = list(self._micro_batches(self.step))
+        self._at("reading data")
+        batches = list(self._micro_batches(step))
         waited = time.perf_counter() - began
-        self.heart.at(self.step, "training")
-        result = self.engine.step(batches, learning_rate(self.config.train, self.step))
-        self.step += 1
-        self.window.add(result, waited)
+        self._at("training")
+        result = self.engine.step(batches, learning_rate(self.config.train, step))
+        self.progress.step += 1
+        self.progress.window.add(result, waited)
 
-    def finish_writing(self) -> None:
+    def _finish_writing(self) -> None:
         """Let the checkpoint in flight come to its end, whatever ended training."""
         try:
-            if self.writer is not None:
-                self.writer.wait()
+            self.keeper.finish()
         except OSError as error:  # something else is being raised already
             print(error, flush=True)  # noqa: T201
 
-    def _resume(self) -> int:
-        """Load the newest whole checkpoint on every rank and return its step."""
-        root = self.run_directory.checkpoints
-        found = [None]
-        if self.rank == 0:
-            checkpoints.sweep(root)
-            newest, damaged = checkpoints.latest(root)
-            for entry in damaged:
-                print(f"checkpoint {entry.path} is damaged ({entry.reason}): using an older one", flush=True)  # noqa: T201
-            found = [newest]  # type: ignore[list-item]
-        dist.broadcast_object_list(found, src=0)
-        checkpoint: checkpoints.Checkpoint | None = found[0]
-        if checkpoint is None:
-            return 0
-        self.engine.load_state(checkpoint.tensors(), checkpoint.step)
-        progress = checkpoint.progress()
-        if self.rank == 0 and progress["workers"] != self.world:
-            say = f"resuming on {self.world} workers what began on {progress['workers']}: sums will round differently"
-            print(say, flush=True)  # noqa: T201
-        self.window = Window.of(progress["window"])
-        self.stopping = EarlyStopping.of(self.config.train.early_stopping, progress.get("early_stopping", {}))
-        self.validated = progress.get("validated", checkpoint.step)
-        return checkpoint.step
-
-    def _progress(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the engine's state."""
-        return {
-            "window": self.window.state(),
-            "workers": self.world,
-            "validated": self.validated,
-            "early_stopping": self.stopping.state(),
-        }
-
     def _open_board(self) -> Board:
-        start, validated = self.step, self.validated
+        start, validated = self.progress.step, self.progress.validated
 
         def keep(record: Record) -> bool:
             again = record["step"] > validated and "train/validation_loss" in record["tags"]
@@ -273,18 +258,19 @@ class _Trainer:
         )
 
     def _log(self) -> None:
-        window, self.window = self.window, Window()
+        window, self.progress.window = self.progress.window, Window()
         if self.board is not None:
             tags = window.tags(self.plan.global_batch, self.n_tokens) | {
-                "train/learning_rate": learning_rate(self.config.train, self.step - 1),
-                "data/epoch": self.step / self.stream.steps_per_epoch,
+                "train/learning_rate": learning_rate(self.config.train, self.progress.step - 1),
+                "data/epoch": self.progress.step / self.stream.steps_per_epoch,
             }
-            self.board.scalars(self.step, tags)
+            self.board.scalars(self.progress.step, tags)
 
     @torch.no_grad()
     def _validate(self) -> bool:
         """The validation log-loss, and what follows from it; False where a request to stop cut it short."""
-        self.heart.at(self.step, "validating")
+        self._at("validating")
+        progress = self.progress
         loss = validation_loss(
             self.engine,
             self.validation,
@@ -295,78 +281,38 @@ class _Trainer:
         )
         if loss is None:
             return False
-        self.validated = self.step
+        progress.validated = progress.step
         if self.board is not None:
-            self.board.scalars(self.step, {"train/validation_loss": loss})
-        if self.stopping.improves(self.step, loss) and self.config.train.early_stopping.patience is not None:
-            model = self._gathered()
-            if self.rank == 0:
-                self.best.save(self.step, model)
-        self.hooks.report(self.step, {"step": self.step, "validation_loss": loss})
+            self.board.scalars(progress.step, {"train/validation_loss": loss})
+        if not math.isfinite(loss):
+            raise DivergedError(f"the validation log-loss is {loss}")
+        if progress.stopping.improves(progress.step, loss) and self.config.train.early_stopping.patience is not None:
+            self.keeper.keep_best(progress.step)
+        self.hooks.report(progress.step, {"step": progress.step, "validation_loss": loss})
         return True
 
     def _save(self) -> None:
-        """Copy the state to host memory, and leave the rest to the writer once the checkpoint before is written."""
         began = time.perf_counter()
-        self.heart.at(self.step, "saving")
-        self._settle()
-        if self.rank == 0:  # the one before is written
-            self.best.checkpointed(self.stopping.best_step)
-        tensors = self.engine.state()
-        if self.writer is not None:
-            self.writer.start(self.step, tensors, self._progress())
-        self.saved = self.step
-        self.window.stalled += time.perf_counter() - began
-
-    def _unwritten(self) -> bool:
-        return self.writer is not None and self.writer.failed
-
-    def _settle(self) -> None:
-        """Wait for the checkpoint in flight; what its writer met with is raised on every rank.
-
-        Raises:
-            CheckpointError: on all ranks.
-        """
-        met: list[str | None] = [None]
-        if self.writer is not None:
-            try:
-                self.writer.wait()
-            except OSError as error:
-                met = [str(error)]
-        dist.broadcast_object_list(met, src=0)
-        if met[0] is not None:
-            raise CheckpointError(met[0])
+        self._at("saving")
+        self.keeper.save(self.progress)
+        self.progress.window.stalled += time.perf_counter() - began
 
     def _stop(self) -> Outcome:
-        self._settle()
-        if self.saved != self.step:
-            self._save()
-            self._settle()
+        self._at("saving")
+        self.keeper.stop(self.progress)
         if self.rank == 0:
-            self.run_directory.set_status("stopped", step=self.step, steps=self.config.train.steps, workers=self.world)
+            self._set_status("stopped")
         return "stopped"
 
     def _export(self) -> None:
         """Write the trained weights to the run directory, then its state: from here on it can be evaluated."""
-        self.heart.at(self.step, "saving")
-        self._settle()
-        model, of = self._gathered(), self.step
+        self._at("saving")
         if self.board is not None:
             self.board.flush()
-            if self.config.train.early_stopping.patience is not None and self.stopping.best_loss is not None:
-                of = self.stopping.best_step
-                model = self.best.load(of)
-            icrl.checkpoint.save(model, self.run_directory.path)
-            self.run_directory.set_status("trained", step=self.step, steps=self.step, workers=self.world, weights_of=of)
-            self.best.clear()
+        of = self.keeper.export(self.progress)
+        if self.rank == 0:
+            self._set_status("trained", weights_of=of)
         dist.barrier()
-
-    def _gathered(self) -> Transformer:
-        """The model with the weights of all ranks; they call it together."""
-        model = Transformer(self.config.model, self.config.environment)
-        weights = self.engine.weights()
-        model.load_state_dict({name.removeprefix("transformer."): value for name, value in weights.items()})
-        return model
 
     def _agree(self, mine: bool) -> bool:  # noqa: FBT001
         """Whether any rank says yes."""

@@ -101,8 +101,18 @@ class BestWeights:
         icrl.checkpoint.save(model, self._at(step))
 
     def load(self, step: int) -> Transformer:
-        """ValueError when they are not there, or damaged."""
-        return icrl.checkpoint.load(self._at(step))
+        """The weights of the validation at `step`.
+
+        Raises:
+            ValueError: they are not there, or damaged.
+        """
+        try:
+            return icrl.checkpoint.load(self._at(step))
+        except ValueError as error:
+            raise ValueError(
+                f"the weights of the best validation, of step {step}, cannot be read ({error}), and lie nowhere else; "
+                "train again in another run.dir"
+            ) from None
 
     def checkpointed(self, best: int) -> None:
         """A checkpoint was written whose best step is this one."""
@@ -113,9 +123,11 @@ class BestWeights:
                 if path < oldest:
                     shutil.rmtree(path)
 
-    def clear(self) -> None:
-        """Delete them all."""
-        shutil.rmtree(self._root, ignore_errors=True)
+    def keep_only(self, step: int) -> None:
+        """Delete those of all other steps."""
+        for path in self._root.glob("step-*"):
+            if path != self._at(step):
+                shutil.rmtree(path, ignore_errors=True)
 
     def _at(self, step: int) -> Path:
         return self._root / f"step-{step:08d}"

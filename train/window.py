@@ -29,6 +29,8 @@ class Window:
     """Seconds in which training waited for data."""
     stalled: float = 0.0
     """Seconds that checkpoints held up training."""
+    timed: int = 0
+    """Steps since the clock began to run."""
     started: float = field(default_factory=time.perf_counter)
 
     @staticmethod
@@ -45,13 +47,14 @@ class Window:
         self.loss += result.loss
         self.grad_norm += result.grad_norm
         self.steps += 1
+        self.timed += 1
         self.skipped += result.skipped
         self.waited += waited
 
     def tags(self, global_batch: int, tokens: int) -> dict[str, float]:
-        """Means over the steps, and rates; `tokens` are those of one trajectory."""
+        """Means over the steps, and rates since the clock began; `tokens` are those of one trajectory."""
         seconds = time.perf_counter() - self.started
-        rate = self.steps * global_batch / seconds
+        rate = self.timed * global_batch / seconds
         skipped = {"health/skipped_steps": self.skipped / self.steps} if self.skipped else {}
         return {
             "train/loss": self.loss / self.steps,

@@ -280,6 +280,42 @@ def test_what_is_damaged_is_named_and_what_was_before_used(
     require_same_bits(run, only_run(reference))
 
 
+def test_where_no_checkpoint_can_be_used_nothing_is_deleted_and_none_begun(
+    unkilled: Path, root: Path, config: Path, commands: Any
+) -> None:
+    words = (config, f"storage.root={root}")
+    run = only_run(root) if (root / "runs").exists() else RunDirectory.open(load(config, words[1:])).path
+    shutil.copytree(unkilled, run, dirs_exist_ok=True)
+    (run / "model.safetensors").unlink()
+    kept = sorted((run / "checkpoints").iterdir())
+    for path in kept:
+        (path / "progress.json").write_text("{")
+    metrics = (run / "metrics.jsonl").read_bytes()
+    output = commands.run("train", *words, code=1)
+    assert f"expected a whole checkpoint to resume from, got {len(kept)} damaged ones" in output
+    assert all(f"{path}: progress.json does not match its sha256" in output for path in kept)
+    assert output.count("expected a whole checkpoint") == 1, "said once, by one rank"
+    assert sorted((run / "checkpoints").iterdir()) == kept
+    assert (run / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_a_stop_while_the_ranks_start_is_a_stop(
+    unkilled: Path, config: Path, root: Path, commands: Any, require_same_bits: Any
+) -> None:
+    words = ("train", config, f"storage.root={root}")
+    process = commands.start(*words)
+    while not psutil.Process(process.pid).children():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.terminate()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 143, output
+    assert "stopped, exit code 143; the same command resumes" in output
+    assert RunDirectory(only_run(root)).status()["state"] == "stopped"
+    commands.run(*words)
+    require_same_bits(only_run(root), unkilled)
+
+
 def test_a_checkpoint_of_another_model_is_refused_before_any_process_starts(
     unkilled: Path, root: Path, config: Path, commands: Any
 ) -> None:

@@ -70,6 +70,77 @@ def test_a_batch_that_diverges_is_recorded_and_not_taken(config: Path, tmp_path:
     assert all(math.isfinite(v) for record in read_records(run.metrics) for v in record["tags"].values())
 
 
+RANK = """
+import os
+import sys
+
+import train.loop
+from icrl.config import load
+from train.dataset import TrajectoryStream
+from train.launch import StopFlag, run_rank
+
+own = TrajectoryStream.batch
+
+
+def failing(stream, step):
+    if os.environ["RANK"] == os.environ["VICTIM"] and step == 7:
+        raise OSError(5, "Input/output error", "/mnt/dataset/shard")
+    return own(stream, step)
+
+
+if os.environ["VICTIM"] == "nan":
+    train.loop.validation_loss = lambda *arguments, **options: float("nan")
+TrajectoryStream.batch = failing
+sys.exit(run_rank(load(sys.argv[1], sys.argv[2:]), StopFlag()))
+"""
+"""A rank as `python -m train` starts it, in which one thing goes wrong."""
+
+
+def ranks(victim: str, config: Path, root: Path) -> list[tuple[int, str]]:
+    """Exit codes and outputs of two ranks that train together."""
+    words = [str(config), f"storage.root={root}", "dataset.source=virtual", "train.log_every=1"]
+    shared = {"WORLD_SIZE": "2", "ICRL_MEETING": str(root / "meeting"), "VICTIM": victim, "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, *words],
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for rank in range(2)
+    ]
+    outputs = [rank.communicate(timeout=240)[0] for rank in started]
+    return [(rank.returncode, output) for rank, output in zip(started, outputs, strict=True)]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_an_error_of_one_rank_is_said_by_it_once_and_kept(victim: int, config: Path, tmp_path: Path) -> None:
+    found = ranks(str(victim), config, tmp_path)
+    error = "[Errno 5] Input/output error: '/mnt/dataset/shard'"
+    assert [code for code, _ in found] == [1, 1], found
+    assert f"failed: {error}" in found[victim][1]
+    assert "failed: " not in found[1 - victim][1], "the other has nothing to add"
+    assert status(tmp_path)["state"] == "failed"
+    assert status(tmp_path)["error"].endswith(error)
+
+
+def test_a_validation_that_is_not_finite_is_a_divergence(config: Path, tmp_path: Path) -> None:
+    found = ranks("nan", config, tmp_path)
+    assert [code for code, _ in found] == [1, 1], found
+    run = RunDirectory(only_run(tmp_path))
+    assert run.status()["state"] == "diverged"
+    assert json.loads((run.path / "diverged.json").read_text()) == {
+        "step": 20,
+        "reason": "the validation log-loss is nan",
+    }
+    assert "failed: the validation log-loss is nan after step 20: " in found[0][1]
+    assert (read_records(run.metrics)[-1]["step"], read_records(run.metrics)[-1]["tags"]) == (
+        20,
+        {"health/nonfinite": 1.0},
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_rank_that_hangs_is_named_and_the_run_resumes(
@@ -142,7 +213,11 @@ def test_early_stopping_exports_the_best_weights_and_survives_kills(
     one, other = only_run(killed), only_run(whole)
     assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
     assert lasting_records(one) == lasting_records(other)
-    assert not (one / "best").exists()
+    damaged = bytearray((one / "model.safetensors").read_bytes())
+    damaged[-1] ^= 1
+    (one / "model.safetensors").write_bytes(damaged)
+    assert "written again" in commands.run("train", config, f"storage.root={killed}", *early)
+    assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
 
 
 @pytest.mark.slow

@@ -106,6 +106,8 @@ def test_a_crashed_run_is_closed_by_who_finds_it_and_open_again_once_resumed(tmp
     assert recorded_outcome(run) is None
     with run.lock():
         assert settle(run) is None, "somebody works on it"
+    with run.training_lock():
+        assert settle(run) is None, "somebody trains it whose command is gone"
     assert settle(run) == "FAILURE"
     assert recorded_outcome(run) == "FAILURE"
     assert [event.value for event in events(run.path).Scalars("train/loss")] == [1.0]

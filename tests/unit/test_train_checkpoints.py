@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import resource
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 import torch
 
 from icrl.config import Config, override
+from icrl.files import sha256_file
 from icrl.run_dir import RunDirectory
 from train import checkpoints
 from train.checkpoint_writer import CheckpointWriter
@@ -164,9 +167,34 @@ def test_an_older_manifest_is_read_and_one_of_a_later_version_is_not(tmp_path: P
     path.write_text(json.dumps({key: manifest[key] for key in ("step", "sha256")}))
     checkpoints.require_model(tmp_path, override(Config(), ["model.embed_dim=64"]))
     assert checkpoints.at(tmp_path, 40).progress() == {"window": {}}
+    write(tmp_path, 50)
     path.write_text(json.dumps(manifest | {"format": 9}))
-    _, (damaged,) = checkpoints.latest(tmp_path)
-    assert damaged.reason == "its format is 9, expected 1: another version of icrl wrote it"
+    newer = tmp_path / "step-00000060"
+    shutil.copytree(path.parent, newer)
+    expected = f"{newer}: its format is 9, expected 1: another version of icrl wrote it"
+    with pytest.raises(ValueError, match=expected):
+        checkpoints.require_model(tmp_path, Config())
+    with pytest.raises(checkpoints.CheckpointError, match=expected):
+        checkpoints.latest(tmp_path)
+    assert steps(tmp_path) == [40, 50, 60]
+
+
+def test_one_that_the_disk_refuses_to_read_is_not_taken_for_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (10, 20):
+        write(tmp_path, step)
+
+    def refuse(path: Path) -> str:
+        if "step-00000020" in str(path):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return sha256_file(path)
+
+    monkeypatch.setattr(checkpoints, "sha256_file", refuse)
+    with pytest.raises(checkpoints.CheckpointError, match=r"step-00000020 cannot be read .*Input/output error"):
+        checkpoints.latest(tmp_path)
+    write(tmp_path, 30, keep=2)
+    assert steps(tmp_path) == [20, 30], "it may be whole, and is kept as one that is"
 
 
 @pytest.fixture
@@ -216,3 +244,12 @@ def test_what_stops_the_writer_is_seen_at_the_next_step_and_raised(writer: Check
     put(writer, 30)
     writer.wait()
     assert steps(tmp_path / "checkpoints") == [30]
+
+
+def test_whatever_the_writer_meets_with_ends_training_in_order(writer: CheckpointWriter, tmp_path: Path) -> None:
+    writer.start(20, {"weight/x": torch.ones(3)}, {"workers": 2, "window": float("nan")})
+    with pytest.raises(
+        checkpoints.CheckpointError, match=r"the checkpoint of step 20: ValueError: .*not JSON compliant"
+    ):
+        writer.wait()
+    assert steps(tmp_path / "checkpoints") == []

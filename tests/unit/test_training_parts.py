@@ -19,7 +19,7 @@ from icrl.config import (
 )
 from icrl.model import Transformer
 from train.engine import StepResult
-from train.heartbeat import Beat, Heart, culprit, described
+from train.heartbeat import SILENT_S, Beat, Heart, culprit, described
 from train.launch import check, device_problems
 from train.schedule import learning_rate
 from train.validation import BestWeights, EarlyStopping
@@ -131,8 +131,10 @@ def test_the_best_weights_of_every_kept_checkpoint_are_kept(tmp_path: Path) -> N
         best.checkpointed(step)
     assert kept() == [20, 30, 40], "a third checkpoint may still be there while the newest is written"
     assert best.load(20).num_parameters() == model.num_parameters()
-    best.clear()
-    assert not (tmp_path / "best").exists()
+    best.keep_only(30)
+    assert kept() == [30]
+    with pytest.raises(ValueError, match=r"the best validation, of step 20, cannot be read .* in another run\.dir"):
+        best.load(20)
 
 
 NOW = 1000.0
@@ -183,6 +185,24 @@ def test_a_rank_gives_up_by_itself_where_its_collectives_do_not(tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
+def test_a_rank_that_fails_says_so_itself_and_the_others_name_it(tmp_path: Path) -> None:
+    hearts = [Heart(tmp_path, rank, 3, 100) for rank in range(3)]
+    for heart in hearts:
+        heart.start()
+    began = time.monotonic()
+    for failed in (2, 1):
+        hearts[failed].stop("OSError: [Errno 28] No space left on device")
+    lost = hearts[0].explained(RuntimeError("gloo: connection closed by peer"))
+    assert lost is not None
+    assert str(lost).startswith("rank 2 (process ")
+    assert "failed, starting after step 0: OSError: [Errno 28] No space left on device; the collective" in str(lost)
+    assert time.monotonic() - began < SILENT_S, "its word is there: nothing to wait for"
+    assert [heart.speaks() for heart in hearts] == [False, True, False], "the first of those that failed"
+    hearts[0].stop()
+    Heart(tmp_path, 1, 3, 100).start()
+    assert [beat.error is None for beat in hearts[0].beats()] == [True, False], "a new attempt begins with a new word"
+
+
 def test_an_error_that_is_no_collectives_is_left_alone(tmp_path: Path) -> None:
     heart = Heart(tmp_path, 0, 1, 100)
     assert heart.explained(RuntimeError("shapes cannot be multiplied")) is None
@@ -195,6 +215,11 @@ def test_a_window_keeps_what_its_record_is_made_of() -> None:
     window.add(StepResult(1.0, 0.0, skipped=True), waited=0.2)
     tags = window.tags(global_batch=8, tokens=10)
     assert (tags["train/loss"], tags["train/grad_norm"], tags["health/skipped_steps"]) == (1.5, 3.0, 0.5)
+    resumed = Window.of(Window(steps=990).state())
+    resumed.started -= 100.0
+    resumed.add(StepResult(1.0, 0.0), waited=0.1)
+    rate = resumed.tags(global_batch=8, tokens=10)["perf/trajectories_per_second"]
+    assert rate == pytest.approx(8 / 100, rel=0.01), "what was trained before the clock ran is not counted"
     assert tags["perf/tokens_per_second"] == pytest.approx(10 * tags["perf/trajectories_per_second"])
     assert 0 < tags["perf/peak_memory_gib"] < 64
     assert dataclasses.replace(Window(), **window.state()).state() == window.state()
