@@ -68,7 +68,7 @@ def client(bucket: str, environment: tuple[tuple[str, str], ...]) -> S3Store:
 @contextlib.contextmanager
 def errors(path: ObjectPath) -> Iterator[None]:
     """What the client raises, in one line that says what to do, without anything secret."""
-    from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+    from obstore.exceptions import BaseError, InvalidPathError, PermissionDeniedError, UnauthenticatedError
 
     try:
         yield
@@ -86,6 +86,10 @@ def errors(path: ObjectPath) -> Iterator[None]:
             ) from None
         if isinstance(error, FileNotFoundError):
             raise FileNotFoundError(f"{path} is not there") from None
+        if isinstance(error, InvalidPathError):  # of some object of a listing
+            raise ObjectStoreError(
+                f"{path}: {_plain(text.partition(chr(10))[0])}: remove that object, or choose another place"
+            ) from None
         if isinstance(error, PermissionError | PermissionDeniedError | UnauthenticatedError):
             raise ObjectStoreError(
                 f"{path}: {_endpoint()} denies access{f' ({code[1]})' if code else ''}: check "

@@ -21,7 +21,7 @@ from icrl.mirror import LOCK, Mirror, _belongs, require_fits, working, working_o
 from icrl.run_dir import RunConflictError, RunDirectory, default_path
 from icrl.store.lease import LeaseLostError, leased, require
 from icrl.store.objects import ObjectPath
-from tests.s3_server import BUCKET, environment, serving
+from tests.s3_server import BUCKET, environment, make_folder, serving
 from train import checkpoints
 from train.launch import check
 
@@ -227,6 +227,29 @@ def test_a_copy_of_a_mirror_is_a_run_like_any_other(machine, url, tmp_path):
     with working_on(str(run.path)) as itself:
         itself.set_status("stopped")
     assert b"stopped" in (ObjectPath.parse(url) / "status.json").read_bytes()
+
+
+def test_folders_that_a_console_has_made_are_no_part_of_a_run(machine, url, server):
+    key = ObjectPath.parse(url).key
+    make_folder(server, key)
+    run = begin(machine("here"), 10)
+    for name in ("checkpoints", "checkpoints/step-00000010", "figures", "notes"):
+        make_folder(server, f"{key}/{name}")
+    (run.path / "empty.txt").touch()
+    with working(machine("here").config):
+        save(run, machine("here").config, 20)
+    other = machine("there")
+    with working(other.config):
+        assert content(default_path(other.config)) == content(run.path)
+    assert ObjectPath.parse(url).walk().keys() == {*content(run.path), LOCK}
+    assert (run.path / "empty.txt").exists()
+
+
+def test_a_key_that_is_no_path_is_named(machine, url, server):
+    key = ObjectPath.parse(url).key
+    make_folder(server, f"{key}/")
+    with pytest.raises(OSError, match=rf"{key}//.* empty path segment: remove that object"):
+        begin(machine("here"), 10)
 
 
 @pytest.mark.parametrize(
