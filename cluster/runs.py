@@ -20,6 +20,12 @@ from icrl.run_dir import RunDirectory
 CRASHED = "crashed"
 """Shown for a run whose state is still "training" while nobody works on it: a kill ended it."""
 
+DAMAGED = "damaged"
+"""Shown for a run whose files cannot be read, or say something else than they should."""
+
+_DAMAGE = (ValueError, OSError, KeyError, TypeError, AttributeError)
+"""What reading the files of a damaged run raises."""
+
 _DEPTH = 4
 """Directories between the root and a run; a sweep's trial lies at runs/<sweep>/trials/<trial>."""
 
@@ -140,8 +146,36 @@ def in_use(run: RunDirectory) -> bool:
     return False
 
 
+def listed(found: Found) -> Summary | None:
+    """The run in a line, whatever its files are like; None where it has been removed meanwhile."""
+    path = found.run.path
+    try:
+        return summary(found)
+    except _DAMAGE:
+        used = False
+        with contextlib.suppress(OSError):
+            used = in_use(found.run)
+        try:
+            updated = path.stat().st_mtime
+        except FileNotFoundError:
+            return None
+        return Summary(found.name, str(path), DAMAGED, used, None, None, None, updated, size(path))
+
+
+def state(run: RunDirectory) -> str:
+    """What the run's status says."""
+    try:
+        return str(run.status()["state"])
+    except _DAMAGE:
+        return DAMAGED
+
+
 def summary(found: Found) -> Summary:
-    """The run in a line."""
+    """The run in a line.
+
+    Raises:
+        ValueError, OSError, KeyError, TypeError, AttributeError: the run is damaged.
+    """
     run = found.run
     status, used = run.status(), in_use(run)
     state = CRASHED if status["state"] == "training" and not used else status["state"]

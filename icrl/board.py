@@ -66,11 +66,12 @@ class Board:
         self._run = run
         kept = [record for record in read_records(run.metrics) if keep(record)]
         atomic_write(run.metrics, b"".join(_line(record) for record in kept))
-        self._writer = _fresh_writer(run.path)
+        # what a damaged run does not have is missed before its event file is replaced
         values, began = _session(run)
+        resolved = (run.path / "resolved.yaml").read_text()
+        self._writer = _fresh_writer(run.path)
         for summary in hparams.begin(values, began):
             self._writer.file_writer.add_summary(summary, 0, began)
-        resolved = (run.path / "resolved.yaml").read_text()
         config = _text("resolved_config", f"```yaml\n{masked_yaml(resolved)}```")
         self._writer.file_writer.add_summary(config, 0, began)
         for record in kept:
