@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import time
@@ -25,6 +26,9 @@ DAMAGED = "damaged"
 
 _DAMAGE = (ValueError, OSError, KeyError, TypeError, AttributeError)
 """What reading the files of a damaged run raises."""
+
+_REMOVED = re.compile(r"\..+\.[0-9a-f]{8}\.removed")
+"""Name of a run that is being removed."""
 
 _DEPTH = 4
 """Directories between the root and a run; a sweep's trial lies at runs/<sweep>/trials/<trial>."""
@@ -239,8 +243,25 @@ def _delete(path: Path) -> int:
     # out of the way first: whoever looks meanwhile finds no half of a run
     doomed = path.with_name(f".{path.name}.{secrets.token_hex(4)}.removed")
     path.rename(doomed)
-    shutil.rmtree(doomed)
+    while doomed.exists():
+        with contextlib.suppress(FileNotFoundError):  # another command sweeps it up, too
+            shutil.rmtree(doomed)
     return freed
+
+
+def sweep_removed(root: Path, depth: int = _DEPTH) -> None:
+    """Delete what a removal that was killed has left at or below `root`: it was asked for, and no command sees it."""
+    if not root.is_dir() or (root / "run.json").is_file():
+        return
+    for entry in sorted(root.iterdir()):
+        if entry.is_symlink() or not entry.is_dir():
+            continue
+        if _REMOVED.fullmatch(entry.name):
+            with contextlib.suppress(OSError):
+                if not in_use(RunDirectory(entry)):
+                    shutil.rmtree(entry, ignore_errors=True)
+        elif depth > 0 and not entry.name.startswith("."):
+            sweep_removed(entry, depth - 1)
 
 
 def row(line: Summary) -> dict[str, Any]:

@@ -146,7 +146,11 @@ def aligned(rows: Sequence[Sequence[str]], left: int) -> str:
 
 
 def _runs(root: Path) -> Path:
-    return root.expanduser().absolute() / "runs"
+    from cluster.runs import sweep_removed
+
+    runs = root.expanduser().absolute() / "runs"
+    sweep_removed(runs)
+    return runs
 
 
 def _runs_text(count: int) -> str:

@@ -171,6 +171,20 @@ def test_rm_of_a_sweep_takes_all_of_it_or_nothing(root: Path) -> None:
     assert [path.name for path in (root / "runs").iterdir() if not path.name.startswith("demo-")] == []
 
 
+def test_what_a_killed_rm_has_left_is_swept_by_the_next_command(root: Path) -> None:
+    demo, trial = (next(f.run.path for f in find(root / "runs") if f.name.startswith(n)) for n in ("demo", "cap"))
+    left = [path.rename(path.with_name(f".{path.name}.0123abcd.removed")) for path in (demo, trial)]
+    other = root / "runs" / ".mine.removed"
+    other.mkdir()
+    with RunDirectory(left[0]).lock():  # its command is at it
+        command("runs", "list", "--root", root)
+        assert [path.exists() for path in left] == [True, False]
+    command("runs", "list", "--root", root)
+    assert not left[0].exists()
+    assert other.exists()
+    assert len(find(root / "runs")) == 1
+
+
 def test_rm_never_leaves_the_root(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     outside = new_run(tmp_path_factory.mktemp("outside"))
     (root / "runs" / "link").symlink_to(outside.path)
