@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 
 _ATTEMPTS = 8
-"""Of each request, unless AWS_MAX_ATTEMPTS says otherwise; about half a minute where nobody answers."""
+"""Of each request, unless AWS_MAX_ATTEMPTS says otherwise; about a minute where nobody answers."""
 _BACKOFF: BackoffConfig = {"init_backoff": timedelta(seconds=0.3), "max_backoff": timedelta(seconds=15), "base": 4}
 _ENDPOINT = re.compile(
     r"https?://[A-Za-z0-9.-]+(:\d{1,5})?(/[^\s@]*)?|https?://\[[0-9a-fA-F:]+\](:\d{1,5})?(/[^\s@]*)?"
