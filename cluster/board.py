@@ -69,8 +69,10 @@ def serving(directory: Path, port: int) -> Iterator[tuple[str, Callable[[], None
     from tensorboard import program
 
     for path in entries(directory).values():
-        if (path / "run.json").is_file():
-            settle(RunDirectory(path))
+        # a damaged run, whatever is wrong with it, does not keep the others from being shown
+        with contextlib.suppress(Exception):
+            if (path / "run.json").is_file():
+                settle(RunDirectory(path))
     port = port or free_port()
     require_port(port)
     with tempfile.TemporaryDirectory(prefix="icrl-board-") as view:
@@ -99,7 +101,8 @@ def wait(refresh_view: Callable[[], None]) -> None:
     """Keep the view up to date until a signal."""
     while True:
         time.sleep(_REFRESH_S)
-        refresh_view()
+        with contextlib.suppress(OSError):  # a run that was removed meanwhile; the next time it is gone
+            refresh_view()
 
 
 def refresh(directory: Path, view: Path) -> None:
@@ -181,7 +184,10 @@ def _readable(path: Path) -> str:
     trial = _TRIAL.fullmatch(path.name)
     if trial is None or not chosen.is_file():
         return path.name
-    values = mask(read_json(chosen))
+    try:
+        values = mask(dict(read_json(chosen)))
+    except (ValueError, TypeError, OSError):
+        return path.name
     names = short_names(list(values))
     text = " ".join(
         f"{names[key]}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()

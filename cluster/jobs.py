@@ -84,6 +84,7 @@ class Jobs:
             ValueError: no cluster answers, or it does not take the token; with the remedy.
         """
         require_address(url, plain_http=plain_http)
+        _go_round_proxies(url)
         headers = token_headers()
         from ray.job_submission import JobSubmissionClient
 
@@ -130,6 +131,8 @@ class Jobs:
 
     def follow(self, job: str, write: Callable[[str], None]) -> None:
         """Hand on the log from its beginning until the job has ended, across broken connections."""
+        import aiohttp
+
         written = 0
 
         async def tail() -> None:
@@ -142,7 +145,7 @@ class Jobs:
                     written = passed
 
         while True:
-            with contextlib.suppress(RuntimeError, OSError):
+            with contextlib.suppress(RuntimeError, OSError, aiohttp.ClientError):
                 asyncio.run(tail())
             if str(self.info(job).status) in ENDED:
                 break
@@ -184,10 +187,19 @@ def losing_the_head(url: str) -> Iterator[None]:
         raise ValueError(f"{url} no longer answers as a Ray dashboard: {_first(error)}") from error
 
 
+def _go_round_proxies(url: str) -> None:
+    """Keep requests to this machine, with the token in them, from a proxy of the environment, which cannot reach it."""
+    host = urlsplit(url).hostname or ""
+    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    if is_loopback(url) and given != "*" and host not in given.split(","):
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, [given, host]))
+
+
 def _get(url: str, path: str, headers: dict[str, str]) -> Any:
     request = urllib.request.Request(url + path, headers=headers)
+    opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if is_loopback(url) else []))
     try:
-        with urllib.request.urlopen(request, timeout=_PATIENCE_S) as answer:
+        with opener.open(request, timeout=_PATIENCE_S) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as error:
         if error.code == 401:

@@ -24,7 +24,10 @@ LIMIT = 100 * 2**20
 _AT_THE_TOP = frozenset({"data", "runs", "build"})
 _ANYWHERE = (
     ".git", ".venv", "venv", "node_modules", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info", "*.pyc",
-    "*.partial", ".env", "*.pem", "*.key", "*token*.txt", "auth_token", ".DS_Store",
+    "*.partial", ".DS_Store",
+    ".env", ".env.*", "*.pem", "*.key", "*.p12", "*.pfx", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "*token",
+    "*token*.txt", "credentials", "*credentials*.json", ".netrc", ".git-credentials", ".pypirc", ".npmrc", ".aws",
+    ".ssh", ".gnupg", ".kube", ".docker",
 )  # fmt: skip
 """Histories, environments, caches and secrets."""
 _NAMED = 5

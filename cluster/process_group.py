@@ -58,7 +58,8 @@ def _node() -> str:
 def _join(rank: int, backend: str, store: str, world_size: int, timeout_s: int) -> None:
     import torch.distributed as dist
 
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    # else either listens on the machine's outward address
+    os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = "lo"
     Path(store).parent.mkdir(parents=True, exist_ok=True)
     patience = timedelta(seconds=timeout_s)
     dist.init_process_group(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import time
@@ -19,6 +20,15 @@ from icrl.run_dir import RunDirectory
 
 CRASHED = "crashed"
 """Shown for a run whose state is still "training" while nobody works on it: a kill ended it."""
+
+DAMAGED = "damaged"
+"""Shown for a run whose files cannot be read, or say something else than they should."""
+
+_DAMAGE = (ValueError, OSError, KeyError, TypeError, AttributeError)
+"""What reading the files of a damaged run raises."""
+
+_REMOVED = re.compile(r"\..+\.[0-9a-f]{8}\.removed")
+"""Name of a run that is being removed."""
 
 _DEPTH = 4
 """Directories between the root and a run; a sweep's trial lies at runs/<sweep>/trials/<trial>."""
@@ -140,8 +150,36 @@ def in_use(run: RunDirectory) -> bool:
     return False
 
 
+def listed(found: Found) -> Summary | None:
+    """The run in a line, whatever its files are like; None where it has been removed meanwhile."""
+    path = found.run.path
+    try:
+        return summary(found)
+    except _DAMAGE:
+        used = False
+        with contextlib.suppress(OSError):
+            used = in_use(found.run)
+        try:
+            updated = path.stat().st_mtime
+        except FileNotFoundError:
+            return None
+        return Summary(found.name, str(path), DAMAGED, used, None, None, None, updated, size(path))
+
+
+def state(run: RunDirectory) -> str:
+    """What the run's status says."""
+    try:
+        return str(run.status()["state"])
+    except _DAMAGE:
+        return DAMAGED
+
+
 def summary(found: Found) -> Summary:
-    """The run in a line."""
+    """The run in a line.
+
+    Raises:
+        ValueError, OSError, KeyError, TypeError, AttributeError: the run is damaged.
+    """
     run = found.run
     status, used = run.status(), in_use(run)
     state = CRASHED if status["state"] == "training" and not used else status["state"]
@@ -205,8 +243,25 @@ def _delete(path: Path) -> int:
     # out of the way first: whoever looks meanwhile finds no half of a run
     doomed = path.with_name(f".{path.name}.{secrets.token_hex(4)}.removed")
     path.rename(doomed)
-    shutil.rmtree(doomed)
+    while doomed.exists():
+        with contextlib.suppress(FileNotFoundError):  # another command sweeps it up, too
+            shutil.rmtree(doomed)
     return freed
+
+
+def sweep_removed(root: Path, depth: int = _DEPTH) -> None:
+    """Delete what a removal that was killed has left at or below `root`: it was asked for, and no command sees it."""
+    if not root.is_dir() or (root / "run.json").is_file():
+        return
+    for entry in sorted(root.iterdir()):
+        if entry.is_symlink() or not entry.is_dir():
+            continue
+        if _REMOVED.fullmatch(entry.name):
+            with contextlib.suppress(OSError):
+                if not in_use(RunDirectory(entry)):
+                    shutil.rmtree(entry, ignore_errors=True)
+        elif depth > 0 and not entry.name.startswith("."):
+            sweep_removed(entry, depth - 1)
 
 
 def row(line: Summary) -> dict[str, Any]:

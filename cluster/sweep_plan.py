@@ -100,8 +100,7 @@ def make(file: Path, overrides: Sequence[str], *, gpus: int | None, cluster: boo
         require_places(sweep, planned.workers, share, here)
         training.append(planned)
         resources.append(share)
-    if local := {path: needed for path, needed in datasets.items() if isinstance(path, Path)}:
-        require_free(next(iter(local)), sum(local.values()))
+    _require_room({path: needed for path, needed in datasets.items() if isinstance(path, Path)})
     here = nodes or local_nodes(sweep, _gpus(training[0]), _cpus(training, resources))
     concurrent = min(
         concurrency(sweep, plan.workers, share, here) for plan, share in zip(training, resources, strict=True)
@@ -145,7 +144,7 @@ def carry_out(plan: SweepPlan, held: ExitStack, *, retry_failed: bool, verbose: 
 
             cpus = int(_cpus(plan.training, plan.resources) + 0.999)
             held.enter_context(local_ray(at_least=cpus, verbose=verbose, logs=place.logs))
-        with Display(place, plan.trials, session, lambda: refresh(place.path)) as display:
+        with Display(place, plan.trials, session, lambda: _refresh_so_far(place.path)) as display:
             try:
                 received = run_sweep(plan.sweep, place, tasks, plan.concurrent, display)
             except KeyboardInterrupt:
@@ -155,21 +154,50 @@ def carry_out(plan: SweepPlan, held: ExitStack, *, retry_failed: bool, verbose: 
     if received is not None:
         say("stopped; the same command resumes")
         return INTERRUPTED if received == "SIGINT" else TERMINATED
-    failed = [row for row in rows if row["state"] in ("failed", "waiting")]
-    best = next((row for row in rows if row["state"] == "done"), None)
-    if failed:
-        say("next            the same command with --retry-failed")
-    elif best is not None:
-        say(_next(plan, rows))
-    return FAILED if failed or best is None else 0
+    code, following = _ending(plan.sweep, place.path, rows)
+    if following:
+        say(f"next            {following}")
+    return code
 
 
-def _next(plan: SweepPlan, rows: list[dict[str, Any]]) -> str:
+def _refresh_so_far(directory: Path) -> None:
+    """As trials end; what cannot be written now is written with the next one, or is an error at the end."""
+    from cluster.sweep_report import refresh
+
+    try:
+        refresh(directory)
+    except (ValueError, OSError) as error:
+        say(f"the sweep's table is not up to date: {error}")
+
+
+def _ending(sweep: SweepFile, directory: Path, rows: list[dict[str, Any]]) -> tuple[int, str | None]:
+    """The exit code of a sweep that was not stopped, and what to do next."""
     from cluster.sweep_table import ranked
 
-    metric = plan.sweep.config.metric
-    best = ranked(rows, metric.name, metric.goal)[0]
-    return f"next            python -m eval {plan.directory.path / best['directory']} eval.environments=2000"
+    states = {row["state"] for row in rows}
+    if "failed" in states:
+        return FAILED, "the same command with --retry-failed"
+    if "waiting" in states:
+        return FAILED, "the same command, which resumes"
+    best = ranked(rows, sweep.config.metric.name, sweep.config.metric.goal)
+    if not best:
+        return FAILED, None
+    unread = [row for row in rows if row["state"] == "done" and row.get("error")]
+    return FAILED if unread else 0, f"python -m eval {directory / best[0]['directory']} eval.environments=2000"
+
+
+def _require_room(datasets: Mapping[Path, int]) -> None:
+    """Check each disk for what the datasets on it lack, in bytes.
+
+    Raises:
+        ValueError: one has too little room.
+    """
+    disks: dict[int, list[Path]] = {}
+    for path in datasets:
+        existing = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+        disks.setdefault(existing.stat().st_dev, []).append(path)
+    for paths in disks.values():
+        require_free(paths[0], sum(datasets[path] for path in paths))
 
 
 def _cpus(training: Sequence[TrainPlan], resources: Sequence[Resources]) -> float:

@@ -37,7 +37,7 @@ def summary(directory: Path, rows: list[Row]) -> None:
     say(text_table(rows, record["varied"], metric))
     say()
     for row in rows:
-        if row["state"] in ("failed", "diverged"):
+        if row["state"] in ("failed", "diverged") or (row["state"] == "done" and row["error"]):
             say(f"trial {row['trial']} {row['state']}: {row['error']}")
     say(f"table           {directory / 'table.parquet'} (and .csv)")
     best = ranked(rows, metric, goal)

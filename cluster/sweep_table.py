@@ -28,7 +28,7 @@ def sweep_rows(directory: Path) -> list[Row]:
 
     Columns: trial, the overrides by path, state (waiting, done, early, diverged, failed), step, parameters/<part>,
     train/validation_loss (the last one), the metrics of `eval.results`, error, seconds, directory. What a trial does
-    not have (yet) is None.
+    not have (yet) is None. One whose results cannot be read has no metrics, and says so as its error.
 
     Raises:
         ValueError: there is no sweep.
@@ -63,11 +63,15 @@ def _row(run: RunDirectory, entry: dict[str, Any], varied: list[str]) -> Row:
     row.update({f"parameters/{part}": kept.get("parameters", {}).get(part) for part in _PARTS})
     validation = last_validation(run)
     row[VALIDATION_LOSS] = validation[1] if validation else None
-    if state == "done":
-        results = load(run.results)
-        row["expectations_met"] = results.passed
-        row.update(metrics(results))
     row["error"] = status.get("error")
+    if state == "done":
+        try:
+            results = load(run.results)
+        except (ValueError, OSError) as error:  # the other trials are shown all the same
+            row["error"] = str(error)
+        else:
+            row["expectations_met"] = results.passed
+            row.update(metrics(results))
     row["seconds"] = kept.get("seconds")
     row["directory"] = f"trials/{entry['directory']}"
     return row

@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import signal
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from icrl.cli import TERMINATED
 from icrl.config import Config
 from icrl.files import locked
 
+_TMP = Path("/tmp")
+"""Short: the paths of Ray's sockets must stay under 108 bytes."""
 _PREFIX = "icrl-ray-"
 _OBJECT_STORE_BYTES = 150_000_000
 """Trajectories never pass through it; this is room for Ray's own messages."""
@@ -45,9 +48,8 @@ def local_ray(*, at_least: int = 1, verbose: bool = False, logs: Path | None = N
     Ray counts with the machine's CPUs, or `at_least` that many where there are fewer. What its workers printed is kept
     in `logs`, when that directory exists at the end.
     """
-    # short: the paths of Ray's sockets must stay under 108 bytes
     _sweep_leftovers()
-    private = Path(tempfile.mkdtemp(prefix=_PREFIX, dir="/tmp"))
+    private = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_TMP))
     directory = private / "r"  # Ray opens it to everybody; what it lies in stays closed
     token = private / "token"
     token.touch(mode=0o600)
@@ -87,10 +89,13 @@ def local_ray(*, at_least: int = 1, verbose: bool = False, logs: Path | None = N
 
 
 def _sweep_leftovers() -> None:
-    """Remove the directories of commands that were killed: nobody holds their locks."""
-    for path in Path("/tmp").glob(f"{_PREFIX}*/lock"):
-        with contextlib.suppress(ValueError, OSError), locked(path):
-            shutil.rmtree(path.parent, ignore_errors=True)
+    """Remove the directories of this user's commands that were killed: nobody holds their locks."""
+    for path in _TMP.glob(f"{_PREFIX}*/lock"):
+        with contextlib.suppress(ValueError, OSError):
+            status = path.parent.lstat()  # anybody can make such a name there, or a link of it
+            if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid():
+                with locked(path):
+                    shutil.rmtree(path.parent, ignore_errors=True)
 
 
 def _keep_logs(directory: Path, target: Path) -> None:

@@ -38,6 +38,10 @@ CHOSEN_HPARAMS = "hparams.json"
 
 GROUPS = ("train", "eval", "theory", "perf", "data", "health")
 
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_START = 24
+"""Bytes up to and with the size."""
+
 _OUTCOMES: dict[str, Outcome] = {"trained": "SUCCESS", "done": "SUCCESS", "failed": "FAILURE", "diverged": "FAILURE"}
 """What a run's state means for its board; in any other state the run may still go on."""
 
@@ -62,11 +66,12 @@ class Board:
         self._run = run
         kept = [record for record in read_records(run.metrics) if keep(record)]
         atomic_write(run.metrics, b"".join(_line(record) for record in kept))
-        self._writer = _fresh_writer(run.path)
+        # what a damaged run does not have is missed before its event file is replaced
         values, began = _session(run)
+        resolved = (run.path / "resolved.yaml").read_text()
+        self._writer = _fresh_writer(run.path)
         for summary in hparams.begin(values, began):
             self._writer.file_writer.add_summary(summary, 0, began)
-        resolved = (run.path / "resolved.yaml").read_text()
         config = _text("resolved_config", f"```yaml\n{masked_yaml(resolved)}```")
         self._writer.file_writer.add_summary(config, 0, began)
         for record in kept:
@@ -135,7 +140,7 @@ class Board:
             self._writer.add_scalar(tag, value, record["step"], walltime=record["time"])
         for tag, name in record.get("images", {}).items():
             png = self._run.path / name
-            if png.is_file():
+            if _is_picture_in(self._run.path, png):
                 self._writer.file_writer.add_summary(_image(tag, png), record["step"], record["time"])
 
 
@@ -220,6 +225,15 @@ def _text(tag: str, text: str) -> Summary:
     summary = tensorboardX.summary.text(tag, text)
     summary.value[0].tag = tag
     return summary
+
+
+def _is_picture_in(directory: Path, png: Path) -> bool:
+    """Whether a PNG lies there: the records of a run from elsewhere may name any file of this machine."""
+    if not png.is_file() or not png.resolve().is_relative_to(directory.resolve()):
+        return False
+    with png.open("rb") as file:
+        start = file.read(_PNG_START)
+    return start.startswith(_PNG) and len(start) == _PNG_START
 
 
 def _image(tag: str, png: Path) -> Summary:

@@ -6,6 +6,7 @@ Imports nothing heavier than the standard library.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -190,10 +191,16 @@ def locked(path: Path, *, patience: float = 0.0) -> Iterator[None]:
     The file stays behind, empty: removing it would let two processes lock two files of one name.
 
     Raises:
-        ValueError: if another process holds it for longer than `patience` seconds; names the process.
+        ValueError: if another process holds it for longer than `patience` seconds; names the process. Or if the path
+            is a link: what it points to would be emptied.
     """
     deadline = time.monotonic() + patience
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ValueError(f"{path} is a symbolic link, expected a lock file: remove it") from None
+        raise
     try:
         while True:
             try:

@@ -33,6 +33,8 @@ last, and what of which size and time is in the bucket."""
 _OF_THIS_MACHINE = frozenset({"logs", "stop.json"})
 _REPLACED = ("checkpoints/", "best/", "events.out.tfevents.")
 """What training deletes by itself; the rest of the bucket is only ever written anew."""
+_DATA = ("checkpoints/*", "best/*")
+"""What comes after the records, which are small, and before what says that it is there."""
 _LAST = ("run.json", "checkpoints/step-*/manifest.json", "model.safetensors", "results.json")
 """Files that say that others are there, in the order to put them."""
 
@@ -62,7 +64,7 @@ class Mirror:
             OSError: the store does not answer, or refuses; or the mirror is gone.
         """
         lock = self.place / LOCK
-        require(lock, self.token)
+        require(lock, self.token)  # also where nothing is to be put
         index = read_json(self.run.path / _INDEX)
         known: dict[str, Stamp] = index["files"]
         there, here = self.place.walk(), _files(self.run.path)
@@ -74,11 +76,11 @@ class Mirror:
                 data = (self.run.path / name).read_bytes()
             except FileNotFoundError:  # replaced meanwhile
                 continue
-            if _order(name)[0]:
-                require(lock, self.token)  # long since the last look, perhaps
+            require(lock, self.token)  # long since the last look, perhaps: a machine may have been suspended
             (self.place / name).write_bytes(data)
             known[name] = [len(data), stamp[1]]
         for name in _superseded(here, there):
+            require(lock, self.token)
             (self.place / name).unlink(missing_ok=True)
             known.pop(name, None)
         write_json(self.run.path / _INDEX, index | {"files": known})
@@ -243,8 +245,10 @@ def _stamp(file: Path) -> Stamp:
 
 
 def _order(name: str) -> tuple[int, str]:
-    """Whatever says that others are there comes after them."""
-    return next((number for number, last in enumerate(_LAST, 1) if fnmatchcase(name, last)), 0), name
+    """Records first, then data, and whatever says that others are there after them."""
+    if number := next((number for number, last in enumerate(_LAST, 2) if fnmatchcase(name, last)), 0):
+        return number, name
+    return int(any(fnmatchcase(name, data) for data in _DATA)), name
 
 
 def _index(path: Path) -> dict[str, Any] | None:

@@ -62,6 +62,13 @@ def _makes_bucket(port: int) -> bool:
     return False
 
 
+def make_folder(port: int, key: str) -> None:
+    """What a console calls a folder: an empty object whose key ends in a slash."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/{BUCKET}/{key}/", data=b"", method="PUT")
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        assert answer.status == 200
+
+
 class Wire:
     """A TCP proxy that breaks the first `cuts` connections over which more than `after` bytes went in one direction."""
 

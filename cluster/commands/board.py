@@ -93,10 +93,15 @@ def _remote(host: str, directory: Path, port: int, python: str, *, dry_run: bool
             raise ValueError("--address: expected ssh on the PATH, got none; install it, or forward the port yourself")
     cli.say(f"board of {host}:{directory}")
     cli.say(f"http://{HOST}:{port}/   (Ctrl-C ends it)")
+    signal.signal(signal.SIGTERM, _terminate)
+    ssh = subprocess.Popen(command)
     try:
-        code = subprocess.run(command, check=False).returncode
+        code = ssh.wait()
     except KeyboardInterrupt:
         code = 0
+    finally:
+        ssh.terminate()  # as a signal, which gives it the time to restore the terminal
+        ssh.wait()
     if code not in (0, 130):
         typer.echo(f"error: {shlex.join(command)} ended with exit code {code}", err=True)
         raise typer.Exit(cli.FAILED)

@@ -27,11 +27,11 @@ _HERE = Path()
 @runs.command("list")
 def list_runs(root: Root = _HERE, as_json: Json = False) -> None:
     """Every run: state, step, regret as a multiple of the teacher's, age and size."""
-    from cluster.runs import find, row, summary
+    from cluster.runs import find, listed, row
     from icrl.files import size_text
 
     with cli.usage_errors():
-        lines = [summary(found) for found in find(_runs(root))]
+        lines = [line for found in find(_runs(root)) if (line := listed(found))]
     if as_json:
         cli.say(json.dumps([dataclasses.asdict(line) for line in lines], indent=2))
         return
@@ -121,7 +121,7 @@ def remove(names: Names, root: Root = _HERE, yes: Yes = False) -> None:
     for found in single:
         held = found_runs.size(found.run.path)
         total += held
-        cli.say(f"{found.name}  {found.run.status()['state']}  {size_text(held)}")
+        cli.say(f"{found.name}  {found_runs.state(found.run)}  {size_text(held)}")
     count = _runs_text(len(single) + len(inside))
     if not yes and not typer.confirm(f"Remove {count} and free {size_text(total)}?"):
         cli.say("nothing was removed")
@@ -146,7 +146,11 @@ def aligned(rows: Sequence[Sequence[str]], left: int) -> str:
 
 
 def _runs(root: Path) -> Path:
-    return root.expanduser().absolute() / "runs"
+    from cluster.runs import sweep_removed
+
+    runs = root.expanduser().absolute() / "runs"
+    sweep_removed(runs)
+    return runs
 
 
 def _runs_text(count: int) -> str:

@@ -57,5 +57,6 @@ def sweep(
             raise typer.Exit(cli.USAGE)
         with cli.usage_errors():
             held.enter_context(plan.directory.lock())
-        code = sweep_plan.carry_out(plan, held, retry_failed=retry_failed, verbose=verbose)
+        with cli.work_errors():
+            code = sweep_plan.carry_out(plan, held, retry_failed=retry_failed, verbose=verbose)
     raise typer.Exit(code)

@@ -64,10 +64,16 @@ def refusal(source: Path, *include: Path) -> str | None:
 
 
 def cache_directory() -> Path:
-    """Where compiled kernels lie: below ICRL_CACHE_DIR, else the user's cache."""
+    """Where compiled kernels lie: below ICRL_CACHE_DIR, else the user's cache.
+
+    Raises:
+        NativeUnavailableError: the user has no home either.
+    """
     if chosen := os.environ.get("ICRL_CACHE_DIR"):
         return Path(chosen) / "native"
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - no error without a home
+    if base.startswith("~"):
+        raise NativeUnavailableError("no home directory to keep compiled code in: set ICRL_CACHE_DIR")
     return Path(base) / "icrl" / "native"
 
 
@@ -83,9 +89,13 @@ def _chosen(
     """The library of the best instruction set that compiles, or why there is none. Asked at each call of a kernel."""
     if switch == "0":
         return "ICRL_NATIVE = 0 turns native code off"
+    try:
+        cache = str(cache_directory())
+    except NativeUnavailableError as error:
+        return str(error)
     failures = []
     for candidate in (isa,) if isa else wanted_isas(forced):
-        outcome = _built(source, include, candidate, os.environ.get("CXX"), str(cache_directory()))
+        outcome = _built(source, include, candidate, os.environ.get("CXX"), cache)
         if isinstance(outcome, ctypes.CDLL):
             return outcome
         failures.append(outcome)

@@ -22,6 +22,12 @@ from icrl.store.objects import ObjectPath
 RENEW_S = 10.0
 EXPIRES_S = 45.0
 _LOOK_S = 1.0
+_PUTS = 3
+"""Attempts of a change that meets earlier ones of the same session."""
+
+
+_unrenewed: set[str] = set()
+"""Tokens of sessions of this process that have stopped renewing before their end, for whatever reason."""
 
 
 class LeaseLostError(OSError):
@@ -51,8 +57,7 @@ def leased(lock: ObjectPath, token: str, owner: str, *, dead: str | None = None)
     """
     before, tag = _read(lock)
     if before is not None and before.held and before.token != dead:
-        _watch(lock, before)
-        before, tag = _read(lock)
+        before, tag = _watch(lock, before, tag)
     mine = _put(lock, Holder(token, owner, held=True), tag)
     if mine is None:
         raise ValueError(_in_use(lock, _read(lock)[0]))
@@ -68,14 +73,21 @@ def require(lock: ObjectPath, token: str) -> None:
     """Check that the session of this token still holds the lock.
 
     Raises:
-        LeaseLostError: it does not; names who does.
+        LeaseLostError: it does not, and names who does; or this process no longer renews it.
         OSError: the store does not answer, or refuses.
     """
     holder, _ = _read(lock)
-    if holder is None or holder.token != token or not holder.held:
-        who = "is gone" if holder is None else f"is held by {holder.owner}" if holder.held else "was given back"
+    if holder is None:
+        lost = "is gone"
+    elif not holder.held:
+        lost = "was given back"
+    elif holder.token != token:
+        lost = f"is held by {holder.owner}"
+    else:
+        lost = "is no longer renewed" if token in _unrenewed else ""
+    if lost:
         raise LeaseLostError(
-            f"{lock} {who}: this command no longer works on the run, and writes nothing more to it; run it again once "
+            f"{lock} {lost}: this command no longer works on the run, and writes nothing more to it; run it again once "
             "the other has ended"
         )
 
@@ -89,9 +101,13 @@ class _Renewal(threading.Thread):
         self._ended, self._lost = threading.Event(), False
 
     def run(self) -> None:
-        while not self._lost and not self._ended.wait(RENEW_S):
-            with contextlib.suppress(OSError):  # the store is away: it may be back before the lock expires
-                self._change(held=True)
+        try:
+            while not self._lost and not self._ended.wait(RENEW_S):
+                with contextlib.suppress(OSError):  # the store is away: it may be back before the lock expires
+                    self._change(held=True)
+        finally:
+            if not self._ended.is_set():
+                _unrenewed.add(self._holder.token)
 
     def end(self) -> None:
         self._ended.set()
@@ -104,21 +120,25 @@ class _Renewal(threading.Thread):
         self._holder = dataclasses.replace(self._holder, held=held, renewals=self._holder.renewals + 1)
         tag = _put(self._lock, self._holder, self._tag)
         if tag is None:
-            self._lost = True  # `require` tells it to whoever writes
+            self._lost = True
         else:
             self._tag = tag
 
 
-def _watch(lock: ObjectPath, holder: Holder) -> None:
-    """Return once its holder has given it back, or is dead; ValueError as soon as it is renewed."""
+def _watch(lock: ObjectPath, holder: Holder, tag: str | None) -> tuple[Holder | None, str | None]:
+    """What `_read` saw last, once its holder has given it back or is dead; ValueError as soon as it is renewed.
+
+    The lock is to be taken with this tag and no later one: behind that may be the next holder.
+    """
     deadline = time.monotonic() + EXPIRES_S
     while time.monotonic() < deadline:
         time.sleep(_LOOK_S)
-        now, _ = _read(lock)
+        now, tag = _read(lock)
         if now is None or not now.held:
-            return
+            return now, tag
         if now != holder:
             raise ValueError(_in_use(lock, now))
+    return holder, tag
 
 
 def _in_use(lock: ObjectPath, holder: Holder | None) -> str:
@@ -142,9 +162,19 @@ def _read(lock: ObjectPath) -> tuple[Holder | None, str | None]:
 
 
 def _put(lock: ObjectPath, holder: Holder, tag: str | None) -> str | None:
-    """The new tag; None where the object is no longer the one of `tag`."""
-    new = lock.write_tagged(json_bytes(asdict(holder)), tag)
-    if new is None:
+    """The new tag; None where another session has changed the object since `tag`, or there is none any more.
+
+    Raises:
+        OSError: the store does not answer, or refuses; what was put may have arrived all the same.
+    """
+    for _ in range(_PUTS):
+        new = lock.write_tagged(json_bytes(asdict(holder)), tag)
+        if new is not None:
+            return new
         found, tag = _read(lock)
-        return tag if found == holder else None
-    return new
+        if found is None or found.token != holder.token:
+            return None
+        if found == holder:
+            return tag
+        # an earlier change of ours whose answer was lost: once more, on top of that
+    raise OSError(f"{lock}: the store neither takes a conditional PUT nor says who else has changed the object")

@@ -164,11 +164,15 @@ class ObjectPath:
         return self.is_dir()
 
     def is_dir(self) -> bool:
-        """Whether any object lies below."""
+        """Whether any object lies below; the marker of an empty folder is none."""
         import obstore
 
+        def found() -> bool:
+            batches = obstore.list(self._client, f"{self.key}/", chunk_size=2)
+            return any(entry["path"] != self.key for batch in batches for entry in batch)
+
         with errors(self):
-            return again(lambda: any(obstore.list(self._client, f"{self.key}/", chunk_size=1)))
+            return again(found)
 
     def iterdir(self) -> Iterator[ObjectPath]:
         """What lies directly below, objects and prefixes."""
@@ -185,22 +189,35 @@ class ObjectPath:
         return {PurePosixPath(entry["path"]).name: entry["size"] for entry in self._listed()["objects"]}
 
     def walk(self) -> dict[str, int]:
-        """Key relative to this prefix -> bytes, of all objects below it."""
+        """Key relative to this prefix -> bytes, of all objects below it; without the markers of folders."""
         import obstore
 
         def listed() -> dict[str, int]:
             batches = obstore.list(self._client, f"{self.key}/")
-            entries = [entry for batch in batches for entry in batch]
-            return {entry["path"].removeprefix(f"{self.key}/"): entry["size"] for entry in entries}
+            return {entry["path"]: entry["size"] for batch in batches for entry in batch}
 
         with errors(self):
-            return again(listed)
+            found = again(listed)
+        return {
+            key.removeprefix(f"{self.key}/"): size for key, size in found.items() if size or not self._is_marker(key)
+        }
 
     def _listed(self) -> Any:
         import obstore
 
         with errors(self):
-            return again(lambda: obstore.list_with_delimiter(self._client, f"{self.key}/"))
+            found = again(lambda: obstore.list_with_delimiter(self._client, f"{self.key}/"))
+        return found | {"objects": [entry for entry in found["objects"] if entry["path"] != self.key]}
+
+    def _is_marker(self, key: str) -> bool:
+        """Whether an empty object of a listing is the folder `key/`, which consoles make; listings drop the slash."""
+        if key == self.key:
+            return True
+        try:
+            ObjectPath(self.bucket, key).size()
+        except FileNotFoundError:
+            return True
+        return False
 
     @property
     def _client(self) -> S3Store:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 
 _ATTEMPTS = 8
-"""Of each request, unless AWS_MAX_ATTEMPTS says otherwise; about half a minute where nobody answers."""
+"""Of each request, unless AWS_MAX_ATTEMPTS says otherwise; about a minute where nobody answers."""
 _BACKOFF: BackoffConfig = {"init_backoff": timedelta(seconds=0.3), "max_backoff": timedelta(seconds=15), "base": 4}
 _ENDPOINT = re.compile(
     r"https?://[A-Za-z0-9.-]+(:\d{1,5})?(/[^\s@]*)?|https?://\[[0-9a-fA-F:]+\](:\d{1,5})?(/[^\s@]*)?"
@@ -68,7 +68,7 @@ def client(bucket: str, environment: tuple[tuple[str, str], ...]) -> S3Store:
 @contextlib.contextmanager
 def errors(path: ObjectPath) -> Iterator[None]:
     """What the client raises, in one line that says what to do, without anything secret."""
-    from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+    from obstore.exceptions import BaseError, InvalidPathError, PermissionDeniedError, UnauthenticatedError
 
     try:
         yield
@@ -86,6 +86,10 @@ def errors(path: ObjectPath) -> Iterator[None]:
             ) from None
         if isinstance(error, FileNotFoundError):
             raise FileNotFoundError(f"{path} is not there") from None
+        if isinstance(error, InvalidPathError):  # of some object of a listing
+            raise ObjectStoreError(
+                f"{path}: {_plain(text.partition(chr(10))[0])}: remove that object, or choose another place"
+            ) from None
         if isinstance(error, PermissionError | PermissionDeniedError | UnauthenticatedError):
             raise ObjectStoreError(
                 f"{path}: {_endpoint()} denies access{f' ({code[1]})' if code else ''}: check "

@@ -21,6 +21,11 @@ import pytest
 
 from icrl.board import read_records
 
+# A shell without job control starts what ends in & with SIGINT ignored, and children inherit that: the tests that
+# press Ctrl-C would wait for ever. The commands themselves keep to the shell's convention: who put one into the
+# background that way does not want a Ctrl-C to end it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 TINY = """\
 name: tiny
 environment: {kind: linear_bandit, dim: 2, n_actions: 3, horizon: 10, noise_std: 0.5}

@@ -21,6 +21,7 @@ import pytest
 from cluster.sweep_board import write_sweep_board
 from eval import figures
 from icrl.board import Board, choose_hparams
+from icrl.cli import TERMINATED
 from icrl.config import load
 from icrl.run_dir import RunDirectory
 
@@ -183,8 +184,9 @@ def test_the_board_of_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert output.endswith("ended\n")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_remote_board_runs_tensorboard_there_for_as_long_as_the_connection_lasts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     trial(tmp_path, 0, 16, "done")
     ssh = tmp_path / "bin" / "ssh"
@@ -208,8 +210,10 @@ def test_a_remote_board_runs_tensorboard_there_for_as_long_as_the_connection_las
         assert arguments[5] == "me@head"
         forward = arguments[4].split(":")
         assert forward[:2] == forward[2:]
-        # a Ctrl-C at the terminal reaches both
-        os.killpg(process.pid, signal.SIGINT)
+        if number == signal.SIGINT:  # a Ctrl-C at the terminal reaches both
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            process.terminate()
         process.communicate(timeout=120)
-        assert process.returncode == 0
+        assert process.returncode == (0 if number == signal.SIGINT else TERMINATED)
         until(lambda: not answers())

@@ -21,7 +21,7 @@ from icrl.mirror import LOCK, Mirror, _belongs, require_fits, working, working_o
 from icrl.run_dir import RunConflictError, RunDirectory, default_path
 from icrl.store.lease import LeaseLostError, leased, require
 from icrl.store.objects import ObjectPath
-from tests.s3_server import BUCKET, environment, serving
+from tests.s3_server import BUCKET, environment, make_folder, serving
 from train import checkpoints
 from train.launch import check
 
@@ -175,6 +175,52 @@ def test_a_session_that_was_taken_over_puts_nothing(machine, url):
     assert not any("step-00000020" in name for name in ObjectPath.parse(url).walk())
 
 
+@pytest.mark.parametrize("moment", ["before the puts", "before the deletions"])
+def test_a_session_suspended_in_mid_push_leaves_the_files_of_the_next_one(machine, url, monkeypatch, moment):
+    loaded = machine("here")
+    lock = ObjectPath.parse(url) / LOCK
+    with working(loaded.config):
+        run = RunDirectory.open(loaded)
+        save(run, loaded.config, 10)
+        mine = lock.read_bytes()
+        run.set_status("training", step=11)
+        (run.path / "events.out.tfevents.1").touch()
+        Mirror.of(run).push()
+        (run.path / "events.out.tfevents.1").unlink()
+        if moment == "before the puts":
+            run.set_status("training", step=12)
+        before = {name: size for name, size in ObjectPath.parse(url).walk().items() if name != LOCK}
+        status = (ObjectPath.parse(url) / "status.json").read_bytes()
+        walk = ObjectPath.walk
+
+        def suspended(self):
+            found = walk(self)
+            lock.write_bytes(b'{"token": "x", "owner": "somebody", "held": true}')
+            return found
+
+        monkeypatch.setattr(ObjectPath, "walk", suspended)
+        with pytest.raises(LeaseLostError, match="is held by somebody"):
+            Mirror.of(run).push()
+        monkeypatch.setattr(ObjectPath, "walk", walk)
+        assert {name: size for name, size in ObjectPath.parse(url).walk().items() if name != LOCK} == before
+        assert (ObjectPath.parse(url) / "status.json").read_bytes() == status
+        lock.write_bytes(mine)
+
+
+def test_records_are_put_before_data_and_manifests_after_it(machine, url, monkeypatch):
+    put = []
+    write = ObjectPath.write_bytes
+    monkeypatch.setattr(ObjectPath, "write_bytes", lambda self, data: put.append(self.name) or write(self, data))
+    loaded = machine("here")
+    with working(loaded.config):
+        run = RunDirectory.open(loaded)
+        save(run, loaded.config, 10)
+        first, put[:] = list(put), []
+        save(run, loaded.config, 20)
+        assert first[-2:] == ["run.json", "manifest.json"]
+        assert put == ["metrics.jsonl", "status.json", "engine.safetensors", "progress.json", "manifest.json"]
+
+
 def test_a_mirror_on_its_way_out_takes_nothing_from_the_bucket(machine, url):
     loaded = machine("here")
     with working(loaded.config):
@@ -227,6 +273,29 @@ def test_a_copy_of_a_mirror_is_a_run_like_any_other(machine, url, tmp_path):
     with working_on(str(run.path)) as itself:
         itself.set_status("stopped")
     assert b"stopped" in (ObjectPath.parse(url) / "status.json").read_bytes()
+
+
+def test_folders_that_a_console_has_made_are_no_part_of_a_run(machine, url, server):
+    key = ObjectPath.parse(url).key
+    make_folder(server, key)
+    run = begin(machine("here"), 10)
+    for name in ("checkpoints", "checkpoints/step-00000010", "figures", "notes"):
+        make_folder(server, f"{key}/{name}")
+    (run.path / "empty.txt").touch()
+    with working(machine("here").config):
+        save(run, machine("here").config, 20)
+    other = machine("there")
+    with working(other.config):
+        assert content(default_path(other.config)) == content(run.path)
+    assert ObjectPath.parse(url).walk().keys() == {*content(run.path), LOCK}
+    assert (run.path / "empty.txt").exists()
+
+
+def test_a_key_that_is_no_path_is_named(machine, url, server):
+    key = ObjectPath.parse(url).key
+    make_folder(server, f"{key}/")
+    with pytest.raises(OSError, match=rf"{key}//.* empty path segment: remove that object"):
+        begin(machine("here"), 10)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ from icrl.store import (
     withdraw,
 )
 from icrl.store.s3 import ObjectStoreError
-from tests.s3_server import BUCKET, Wire, environment, serving
+from tests.s3_server import BUCKET, Wire, environment, make_folder, serving
 from train.dataset import TrajectoryStream, batches_in_order
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -204,6 +204,18 @@ def test_a_prefix_of_something_else_is_left_alone(config, server):
     obstore.put(client(server), f"{key}/slides", b"a file")
     with pytest.raises(ValueError, match="expected a directory, got a file"):
         plan(override(config, [f"dataset.path={config.dataset.path}/slides"]))
+
+
+def test_folders_that_a_console_has_made_are_no_part_of_a_dataset(config, server, local):
+    key = dataset_path(config).key
+    make_folder(server, key)
+    generate(config)
+    for name in ("train.zarr", "train.zarr/source"):
+        make_folder(server, f"{key}/{name}")
+    assert plan(config).complete
+    assert generate(config).shards_written == 0
+    found = verify(dataset_path(config), lambda split, indices: stored_arrays(config, split, indices))
+    assert found.faults == ()
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])

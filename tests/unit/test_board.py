@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import struct
 import zlib
@@ -140,6 +141,22 @@ def test_images_survive_a_reopened_board_byte_for_byte(tmp_path: Path) -> None:
     opened(run).close()
     (image,) = events(run.path).Images("eval/regret_figure")
     assert (image.step, image.width, image.height, image.encoded_image_string) == (20, 3, 2, file.read_bytes())
+
+
+def test_a_record_from_elsewhere_shows_no_file_but_pictures_of_its_run(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    secret, picture = tmp_path / "id_ed25519", png(tmp_path / "other.png")
+    secret.write_text("correct-horse " * 9)
+    (run.path / "text.png").write_text("correct-horse " * 9)
+    (run.path / "link.png").symlink_to(picture)
+    png(run.figures / "ours.png")
+    (run.path / "short.png").write_bytes(picture.read_bytes()[:12])
+    names = (str(secret), str(picture), "../../id_ed25519", "../../other.png", "text.png", "link.png", "short.png")
+    images = {f"eval/{number}": name for number, name in enumerate(names)} | {"eval/ours": "figures/ours.png"}
+    run.metrics.write_text(json.dumps({"step": 1, "time": 0.0, "tags": {}, "images": images}) + "\n")
+    opened(run).close()
+    assert events(run.path).Tags()["images"] == ["eval/ours"]
+    assert b"correct-horse" not in b"".join(path.read_bytes() for path in event_files(run.path))
 
 
 def test_the_config_on_the_board_is_masked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,11 @@
 import multiprocessing
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
+from data_gen import local_ray
 from icrl.files import (
     atomic_write,
     atomic_write_all,
@@ -103,3 +105,37 @@ def test_a_lock_names_its_holder_and_dies_with_it(tmp_path):
     with locked(tmp_path / ".lock"):
         assert (tmp_path / ".lock").read_text().startswith(f"{os.getpid()} on ")
     assert (tmp_path / ".lock").read_text() == ""
+
+
+def test_a_lock_that_is_a_link_is_refused_and_what_it_points_to_stays(tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(ValueError, match=r"\.lock is a symbolic link"), locked(tmp_path / ".lock"):
+        pass
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_only_ones_own_directories_of_killed_commands_are_swept(tmp_path, monkeypatch):
+    monkeypatch.setattr(local_ray, "_TMP", tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    killed, linked, foreign, lock_linked = (tmp_path / f"icrl-ray-{name}" for name in ("a", "b", "c", "d"))
+    for path in (elsewhere, killed, foreign, lock_linked):
+        path.mkdir()
+        (path / "kept").touch()
+    for path in (elsewhere, killed, foreign):
+        (path / "lock").touch()
+    linked.symlink_to(elsewhere)
+    (elsewhere / "kept").write_text("mine")
+    (lock_linked / "lock").symlink_to(elsewhere / "kept")
+    uid, lstat = os.getuid(), Path.lstat
+
+    def owned(path):
+        status = list(lstat(path))
+        status[4] = uid + (path == foreign)
+        return os.stat_result(status)
+
+    monkeypatch.setattr(Path, "lstat", owned)
+    local_ray._sweep_leftovers()
+    assert not killed.exists()
+    assert (elsewhere / "kept").read_text() == "mine"
+    assert all((path / "kept").exists() for path in (linked, foreign, lock_linked))

@@ -206,6 +206,16 @@ def test_a_cache_that_cannot_be_made_is_a_reason(source, tmp_path, monkeypatch):
     assert "ICRL_CACHE_DIR chooses another place" in native.refusal(source)
 
 
+def test_without_a_home_there_is_no_cache_and_nothing_is_made_here(source, tmp_path, monkeypatch):
+    for name in ("ICRL_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(building.os.path, "expanduser", lambda path: path)  # as where the user has no entry
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.iterdir())
+    assert "no home directory" in native.refusal(source)
+    assert set(tmp_path.iterdir()) == before
+
+
 def test_a_forced_instruction_set_must_be_one_of_the_machines(source, monkeypatch):
     monkeypatch.setenv("ICRL_NATIVE_ISA", "avx1024")
     with pytest.raises(ValueError, match="ICRL_NATIVE_ISA = avx1024: expected one that this machine runs"):

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+import cluster.board
 from cluster.__main__ import app
-from cluster.board import entries, refresh, remote_host, tunnel
+from cluster.board import entries, refresh, remote_host, serving, tunnel, wait
 from cluster.runs import find, named, remove
 from cluster.sweep_state import SweepDirectory
-from icrl.board import Board, choose_hparams
+from icrl.board import Board, choose_hparams, event_files
 from icrl.config import load
 from icrl.files import write_json
 from icrl.run_dir import RunDirectory
@@ -85,6 +86,50 @@ def test_show_and_diff(root: Path) -> None:
     assert "  the same\n" in command("runs", "diff", one, one, "--root", root).stdout
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("resolved.yaml", "no_such_key: 1\n"),
+        ("status.json", '{"state": "do'),
+        ("run.json", "{}"),
+        ("status.json", "[]"),
+    ],
+)
+def test_one_damaged_run_keeps_no_other_from_being_listed_shown_and_removed(
+    root: Path, name: str, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged, other = (found for found in find(root / "runs") if found.name.startswith("demo"))
+    (damaged.run.path / name).write_text(content)
+    listed = {entry["name"]: entry for entry in json.loads(command("runs", "list", "--root", root, "--json").stdout)}
+    assert len(listed) == 3
+    assert [entry["state"] for entry in listed.values()].count("damaged") == 1
+    assert listed[damaged.name]["state"] == "damaged"
+    assert listed[damaged.name]["bytes"] > 1000
+    assert "damaged" in command("runs", "list", "--root", root).stdout
+    with serving(root / "runs", 0) as (_, again):
+        again()
+    assert event_files(damaged.run.path)
+    capsys.readouterr()
+    removed = command("runs", "rm", damaged.name, other.name, "--root", root, "--yes").output
+    assert "removed 2 runs, " in removed
+    assert len(find(root / "runs")) == 1
+
+
+def test_a_board_outlives_a_run_that_is_removed_while_it_looks(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([FileNotFoundError("removed"), None, KeyboardInterrupt()])
+
+    def look() -> None:
+        if error := next(looks):
+            raise error
+
+    monkeypatch.setattr(cluster.board, "_REFRESH_S", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        wait(look)
+    (found,) = [found for found in find(root / "runs") if found.name.startswith("capacity")]
+    (found.run.path / "hparams.json").write_text("[1")
+    assert "capacity/0003-12345678" in entries(root / "runs")
+
+
 def test_rm_asks_and_says_what_it_frees(root: Path) -> None:
     trial = root / "runs/capacity/trials/0003-12345678"
     refused = command("runs", "rm", "0003", "--root", root, answer="n\n", code=1)
@@ -124,6 +169,20 @@ def test_rm_of_a_sweep_takes_all_of_it_or_nothing(root: Path) -> None:
     assert "capacity  sweep of 1 run" in removed
     assert "removed 1 run, " in removed
     assert [path.name for path in (root / "runs").iterdir() if not path.name.startswith("demo-")] == []
+
+
+def test_what_a_killed_rm_has_left_is_swept_by_the_next_command(root: Path) -> None:
+    demo, trial = (next(f.run.path for f in find(root / "runs") if f.name.startswith(n)) for n in ("demo", "cap"))
+    left = [path.rename(path.with_name(f".{path.name}.0123abcd.removed")) for path in (demo, trial)]
+    other = root / "runs" / ".mine.removed"
+    other.mkdir()
+    with RunDirectory(left[0]).lock():  # its command is at it
+        command("runs", "list", "--root", root)
+        assert [path.exists() for path in left] == [True, False]
+    command("runs", "list", "--root", root)
+    assert not left[0].exists()
+    assert other.exists()
+    assert len(find(root / "runs")) == 1
 
 
 def test_rm_never_leaves_the_root(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -94,6 +94,14 @@ def test_a_changed_sweep_is_shown_and_not_run_until_it_is_accepted(sweep: Any, t
     assert "gone" not in sweep("--dry-run")
 
 
+def test_what_stops_a_sweep_in_its_work_is_one_line(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> int:
+        raise OSError(28, "No space left on device", "runs/grid/table.csv")
+
+    monkeypatch.setattr("cluster.sweep_plan.carry_out", full)
+    assert sweep(code=1).endswith("failed: [Errno 28] No space left on device: 'runs/grid/table.csv'\n")
+
+
 def test_early_termination_asks_through_the_run_directory_and_remembers_earlier_sessions(
     sweep: Any, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from scipy import stats
 
 from cluster import sweep_figure
 from cluster.sweep_file import quick_grid
+from cluster.sweep_plan import _ending, _refresh_so_far, _require_room
 from cluster.sweep_resources import concurrency, places, require_places
 from cluster.sweep_state import SweepDirectory, changes, definition, numbered, outcome
 from cluster.sweep_table import ranked, sweep_rows, write_table
@@ -99,6 +100,51 @@ def test_rows_tell_how_each_trial_has_ended(tmp_path: Path) -> None:
     assert (
         (place.path / "table.csv").read_text().splitlines()[0].startswith("trial,seed,state,step,parameters/backbone")
     )
+
+
+def test_one_unreadable_result_is_told_and_the_other_trials_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep, trials = sweep_of("seed=0,1", f"storage.root={tmp_path}")
+    trials = numbered(trials, None, "runs/s")
+    place = SweepDirectory(tmp_path / "runs" / "s")
+    place.write(sweep, trials)
+    run = RunDirectory.open(trials[0].loaded)
+    run.set_status("done", step=7)
+    run.results.write_text('{"torn')
+    rows = sweep_rows(place.path)
+    assert [row["state"] for row in rows] == ["done", "waiting"]
+    assert "results.json" in rows[0]["error"]
+    _refresh_so_far(place.path)
+    assert (place.path / "table.csv").is_file()
+    (place.path / "table.csv").unlink()
+    (place.path / "table.csv").mkdir()  # refuses to be written, as a full disk does
+    _refresh_so_far(place.path)
+    assert "the sweep's table is not up to date: " in capsys.readouterr().out
+
+
+def test_the_hint_at_the_end_of_a_sweep_is_the_command_that_helps() -> None:
+    sweep, _ = sweep_of("seed=0,1")
+    metric = sweep.config.metric.name
+
+    def ending(*states: str, **more: Any) -> tuple[int, str | None]:
+        rows = [{"trial": i, "state": s, "directory": f"trials/{i}", metric: 1.0} for i, s in enumerate(states)]
+        return _ending(sweep, Path("runs/s"), [row | more for row in rows])
+
+    assert ending("done", "waiting") == (1, "the same command, which resumes")
+    assert ending("done", "waiting", "failed") == (1, "the same command with --retry-failed")
+    assert ending("done", "done") == (0, "python -m eval runs/s/trials/0 eval.environments=2000")
+    assert ending("done", error="results.json cannot be read")[0] == 1
+    assert ending("diverged") == (1, None)
+
+
+def test_every_disk_of_a_sweep_is_asked_for_its_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Path, int]] = []
+    monkeypatch.setattr("cluster.sweep_plan.require_free", lambda path, needed: asked.append((path, needed)))
+    one, other, elsewhere = tmp_path / "a", tmp_path / "b", Path("/dev/shm/icrl-not-there")
+    assert elsewhere.parent.stat().st_dev != tmp_path.stat().st_dev
+    _require_room({one: 1, other: 2, elsewhere: 4})
+    assert asked == [(one, 3), (elsewhere, 4)]
 
 
 def test_ranks_by_the_goal_and_leaves_out_what_has_no_result() -> None:
