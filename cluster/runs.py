@@ -136,17 +136,23 @@ def _one(root: Path, found: Sequence[Found], name: str) -> Found:
 
 
 def in_use(run: RunDirectory) -> bool:
-    """Whether a process holds the run's lock; asks the lock only where a holder has written its name."""
-    path = run.path / ".lock"
+    """Whether a command works on the run, or ranks train it whose command is gone."""
+    return any(_held(run.path / name) for name in (".lock", ".training.lock"))
+
+
+def _held(lock: Path) -> bool:
+    """Whether a process holds a lock file; asks the lock only where a holder has written its name."""
     try:
-        if not path.read_bytes():
-            return False
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        descriptor = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return False
-    except BlockingIOError:
-        return True
+    with os.fdopen(descriptor, "rb") as file:
+        if not file.read():
+            return False
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
     return False
 
 

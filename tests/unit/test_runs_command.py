@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 import socket
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -143,9 +145,12 @@ def test_rm_asks_and_says_what_it_frees(root: Path) -> None:
     assert len(find(root / "runs")) == 2
 
 
-def test_rm_leaves_a_run_in_use_and_everything_named_beside_it(root: Path) -> None:
+@pytest.mark.parametrize("lock", [RunDirectory.lock, RunDirectory.training_lock])
+def test_rm_leaves_a_run_in_use_and_everything_named_beside_it(
+    lock: Callable[[RunDirectory], AbstractContextManager[None]], root: Path
+) -> None:
     first, other = (found for found in find(root / "runs") if found.name.startswith("demo"))
-    with first.run.lock():
+    with lock(first.run):
         result = command("runs", "rm", first.name, other.name, "--root", root, "--yes", code=2)
         with pytest.raises(ValueError, match="in use"):
             remove(first)
