@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -102,6 +103,19 @@ def require_positive(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{name} = {value}: expected a positive number")
+
+
+def require_whole(**values: float | None) -> None:
+    """ValueError that names the first value that is given and is not a whole number."""
+    for name, value in values.items():
+        if value is not None and value % 1 != 0:
+            raise ValueError(f"{name} = {value}: expected a whole number")
+
+
+def require_one_of(name: str, value: str, known: Sequence[str]) -> None:
+    """ValueError unless the value is known."""
+    if value not in known:
+        raise ValueError(f"{name} = {value!r}: expected one of {', '.join(known)}")
 
 
 def require_exact_positions(problem: RidgeProblem, dtype: torch.dtype) -> None:
