@@ -2,13 +2,20 @@
 
 import copy
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 
 from icrl import theory
-from icrl.config import LinearBanditConfig, ModelConfig
+from icrl.config import (
+    BernoulliBanditConfig,
+    GaussianBanditConfig,
+    LinearBanditConfig,
+    ModelConfig,
+    TabularMDPConfig,
+)
 from icrl.constructions import linucb
 from icrl.model import Transformer
 from icrl.theory.norm import folded
@@ -175,6 +182,43 @@ def test_theorem_6_factor_by_factor():
     assert "below" in lines[-2]
 
 
+def test_part_ii_scales_with_the_rewards_and_is_left_out_where_they_have_no_bound():
+    plain, scaled, without = (
+        theory.guarantee(lambda rho: 10.0, horizon=10, trajectories=1000, reward_bound=b) for b in (1.0, 3.0, None)
+    )
+    assert (scaled.hellinger, scaled.reward) == (plain.hellinger, pytest.approx(3 * plain.reward))
+    assert (scaled.reward_at_most, without.reward_at_most) == (60, math.inf)
+    assert without.says_something == (plain.says_something[0], False)
+    assert "2 b T holds anyway, b = 3" in scaled.table()
+    assert "needs bounded mean rewards" in without.table().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("environment", "bound"),
+    [
+        (LinearBanditConfig(dim=3), 3.0),
+        (LinearBanditConfig(dim=4, prior="sphere"), 2.0),
+        (LinearBanditConfig(dim=4, prior="gaussian"), None),
+        (LinearBanditConfig(dim=4, prior="gaussian", noise="bernoulli"), 1.0),
+        (GaussianBanditConfig(), None),
+        (BernoulliBanditConfig(), 1.0),
+        (TabularMDPConfig(), 1.0),
+    ],
+)
+def test_bounds_of_mean_rewards(environment, bound):
+    assert theory.reward_bound(environment) == bound
+
+
+def test_prop_7_adds_the_label_to_what_the_class_lacks():
+    given = {"horizon": 10, "trajectories": 1000, "eps_real": 0.02}
+    theorem, prop = (theory.guarantee(lambda rho: 10.0, **given, eps_approx=eps) for eps in (None, 0.09))
+    assert prop.approximation == pytest.approx(theorem.approximation + 0.3)
+    assert prop.reward == pytest.approx(theorem.reward + 2 * 10 * 10 * 0.3)
+    assert "posterior sampling against context" in prop.table()
+    assert "sqrt(eps_approx)" in prop.table()
+    assert "eps_approx" not in theorem.table()
+
+
 @pytest.mark.parametrize("part", [1, 2])
 def test_the_fewest_trajectories_are_where_the_bound_begins_to_say_something(part):
     of = theory.TheoryClass(2, 2, 16, 5, norm=5.0, radius=10.0)
@@ -186,8 +230,18 @@ def test_the_fewest_trajectories_are_where_the_bound_begins_to_say_something(par
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("horizon", 0), ("trajectories", 0), ("delta", 0.0), ("log_ratio", -1.0), ("eps_real", -0.1)]
+    ("option", "value"),
+    [
+        ("horizon", 0),
+        ("trajectories", 0),
+        ("trajectories", 1e160),
+        ("delta", 0.0),
+        ("log_ratio", -1.0),
+        ("eps_real", -0.1),
+        ("eps_approx", -0.1),
+        ("reward_bound", 0.0),
+    ],
 )
 def test_numbers_out_of_range_are_named(option, value):
-    with pytest.raises(ValueError, match=f"{option} = {value}"):
+    with pytest.raises(ValueError, match=re.escape(f"{option} = {value}")):
         theory.guarantee(lambda rho: 1.0, **{"horizon": 3, "trajectories": 5, option: value})
