@@ -169,7 +169,9 @@ def _next(plan: SweepPlan, rows: list[dict[str, Any]]) -> str:
 
     metric = plan.sweep.config.metric
     best = ranked(rows, metric.name, metric.goal)[0]
-    return f"next            python -m eval {plan.directory.path / best['directory']} eval.environments=2000"
+    fresh = plan.trials[0].loaded.config.eval.seed + 1  # environments that had no part in the choice
+    run = plan.directory.path / best["directory"]
+    return f"next            python -m eval {run} eval.environments=2000 eval.seed={fresh}"
 
 
 def _cpus(training: Sequence[TrainPlan], resources: Sequence[Resources]) -> float:

@@ -161,3 +161,14 @@ def test_what_else_varies_makes_a_series_of_its_own() -> None:
         ("lr=0.001", "embed_dim=4", 2),
         ("lr=0.003", "embed_dim=4", 2),
     ]
+
+
+def test_the_validation_loss_chooses_and_the_test_loss_is_drawn(tmp_path):
+    rows = [row | {"train/validation_loss": 2.0} for row in rows_of({400: [0.9, 0.8], 900: [0.7, 0.6]})]
+    varied = ["model.embed_dim", "seed"]
+    sweep_figure.draw(rows, varied, "train/validation_loss", load(DEMO).config, "s", tmp_path)
+    assert "validation" not in (tmp_path / "capacity.csv").read_text()
+    for row in rows:
+        row["eval/test_log_loss"] = None
+    sweep_figure.draw(rows, varied, "train/validation_loss", load(DEMO).config, "s", tmp_path)
+    assert "train/validation_loss" in (tmp_path / "capacity.csv").read_text()
