@@ -227,6 +227,8 @@ def test_the_theorem_s_formulae():
         ({"method": "exact"}, r"method = 'exact': expected one of paper, newton_schulz, log_depth"),
         ({"ridge_layers": 2.5}, r"ridge_layers = 2\.5: expected a whole number"),
         ({"knots": 3.5}, r"knots = 3\.5: expected a whole number"),
+        ({"knots": 10.0}, r"knots = 10\.0: expected a whole number, as an int"),
+        ({"dtype": torch.int32}, r"dtype = torch\.int32: expected a floating-point type"),
         ({"knots": float("inf")}, r"knots = inf: expected a whole number"),
         ({"tolerance": 0.0}, "tolerance = 0"),
         ({"temperature": 0.0}, "temperature = 0"),
