@@ -20,7 +20,7 @@ import typer
 from icrl import cli
 
 NAMES = ("generation", "mdp", "store", "loader", "attention", "step", "decode", "checkpoint")
-ON_REQUEST = ("sweep", "train", "recipe", "capacity", "probe")
+ON_REQUEST = ("sweep", "train", "recipe", "capacity", "probe", "constructions")
 """Take minutes: only by name."""
 
 app = cli.application("Measure what the system does against the reference's way, in the same run.")

@@ -1,7 +1,8 @@
 """What a checkpoint costs training: in a thread, as the loop writes it, and written while training waits.
 
 One rank on CPU, the models of configs/demo.yaml and configs/paper/exp1.yaml, checkpoints in the directory for temporary
-files. The stall is what training waits for: the copy of weights and moments, and what is left of the checkpoint before.
+files. The stall is what training waits for: the copy of weights and moments. Each checkpoint is done before the next
+begins, as it is long before `train.checkpoint_every` steps are.
 The CPU time is that of the whole checkpoint, whichever thread spends it: what it can cost where no core is idle.
 """
 
@@ -68,7 +69,6 @@ def _measure(config: Config, repeats: int) -> dict[str, Any]:
             step_cpu.append(time.process_time() - cpu)
 
             began, cpu = time.perf_counter(), time.process_time()
-            writer.wait()
             writer.start(2 * number, engine.state(), {"workers": 1})
             stall.append(time.perf_counter() - began)
             writer.wait()  # nothing else runs meanwhile, so that its CPU time is the checkpoint's

@@ -1,31 +1,35 @@
 """Soft LinUCB in weights: depth, sizes and error of every method, against T, the condition number and the layers spent.
 
 `python -m benchmarks.constructions [FOLDER [NAME ...]]` writes linucb-depth.csv and linucb-depth.png, and the same of
-thompson (`thompson_depth`); all of them, or those named. Errors are the largest |difference of log p| from the exact
+thompson (`thompson_depth`); all of them, or those named. `python -m benchmarks constructions` writes all of them to
+docs/theory. Errors are the largest |difference of log p| from the exact
 algorithm along LinUCB's own plays at d = 5, A = 10.
 """
 
 from __future__ import annotations
 
 import csv
-import sys
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+import typer
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from benchmarks import thompson_depth
-from icrl import algorithms, envs
+from icrl import algorithms, cli, envs
 from icrl.config import LinearBanditConfig, LinUCBConfig
 from icrl.constructions import Construction, Method, linucb
 from icrl.rollout.loop import play
 from icrl.streams import Split
 
+FOLDER = Path(__file__).resolve().parent.parent / "docs" / "theory"
 SETTING = LinearBanditConfig()
 METHODS: tuple[Method, ...] = ("paper", "newton_schulz", "log_depth")
 TOLERANCE = 1e-3
@@ -133,23 +137,64 @@ def draw(found: list[Row], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def main(folder: Path, names: list[str]) -> None:
-    """Measure, and write the tables and the figures."""
+PARTS: dict[str, tuple[Callable[[], Iterator[Row]], Callable[[list[Row], Path], None]]] = {
+    "linucb": (rows, draw),
+    "thompson": (thompson_depth.rows, thompson_depth.draw),
+}
+
+
+def measure(folder: Path, name: str, most: int | None = None) -> list[Row]:
+    """Write the table row by row, then the figure; with `most` rows at most and no figure."""
     torch.set_num_threads(1)
-    parts = {"linucb": (rows, draw), "thompson": (thompson_depth.rows, thompson_depth.draw)}
-    for name in names or list(parts):
-        measure, picture = parts[name]
-        found = []
-        for row in measure():
+    points, picture = PARTS[name]
+    found: list[Row] = []
+    with (folder / f"{name}-depth.csv").open("w", newline="") as file:
+        for row in islice(points(), most):
+            writer = csv.DictWriter(file, list(row))
+            if not found:
+                writer.writeheader()
+            writer.writerow(row)
+            file.flush()
             found.append(row)
             shown = ("part", "method", "dtype", "T", "kappa", "L", "norm", "error")
-            print({key: row[key] for key in shown}, flush=True)
-        with (folder / f"{name}-depth.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(found[0]))
-            writer.writeheader()
-            writer.writerows(found)
+            cli.say(" ".join(f"{key}={row[key]}" for key in shown))
+    if most is None:
         picture(found, folder / f"{name}-depth.png")
+    return found
+
+
+def run(quick: bool) -> dict[str, Any]:  # noqa: FBT001 - the signature of every benchmark
+    """Everything, into docs/theory; quick: three rows of each, nothing kept."""
+    with tempfile.TemporaryDirectory(prefix="icrl-constructions-") as scratch:
+        folder, most = (Path(scratch), 3) if quick else (FOLDER, None)
+        found = {name: measure(folder, name, most) for name in PARTS}
+    kept = [row for row in found["linucb"] if row["dtype"] == "float64" and row["error"] is not None]
+    return {"rows": found, "passed": all(row["error"] <= row["guaranteed"] for row in kept)}
+
+
+def table(result: dict[str, Any]) -> str:
+    """How many rows there are; each was printed as it came."""
+    return "\n".join(f"{name:12}{len(found):4} rows" for name, found in result["rows"].items())
+
+
+app = cli.application("Depth, sizes and error of the constructions, as tables and figures.")
+
+
+@app.command()
+def main(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the tables and figures go.")] = Path(),
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help=f"Of {', '.join(PARTS)}.")] = None,
+) -> None:
+    """Depth, sizes and error of the constructions, as tables and figures. Takes minutes."""
+    with cli.usage_errors():
+        if not folder.is_dir():
+            raise ValueError(f"FOLDER = {folder}: expected a directory that is there")
+        for name in names or ():
+            if name not in PARTS:
+                raise ValueError(f"NAME = {name}: expected one of {', '.join(PARTS)}")
+    for name in names or PARTS:
+        measure(folder, name)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "."), sys.argv[2:])
+    app()

@@ -228,7 +228,7 @@ def remove(found: Found) -> int:
     Raises:
         ValueError: somebody works on it.
     """
-    with found.run.lock():
+    with found.run.alone():
         return _delete(found.run.path)
 
 
@@ -240,7 +240,7 @@ def remove_sweep(found: FoundSweep) -> int:
     """
     with found.directory.lock(), contextlib.ExitStack() as held:
         for trial in found.trials:
-            held.enter_context(trial.run.lock())
+            held.enter_context(trial.run.alone())
         return _delete(found.directory.path)
 
 

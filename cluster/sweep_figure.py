@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 from scipy.stats import t as student
 
+from cluster.sweep_file import VALIDATION_LOSS
 from cluster.sweep_table import Row
 from cluster.sweep_trials import text_of
 from eval import style
@@ -28,9 +29,10 @@ STEM = "capacity"
 CAPACITY = "parameters/backbone"
 
 _MOST_SERIES = 6
+_TEST_LOSS = "eval/test_log_loss"
 _TITLES = {
-    "eval/test_log_loss": "test log-loss, nats a round",
-    "train/validation_loss": "validation log-loss, nats a round",
+    _TEST_LOSS: "test log-loss, nats a round",
+    VALIDATION_LOSS: "validation log-loss, nats a round",
     "eval/teacher_ratio": "final regret, as a multiple of the teacher's",
     "eval/uniform_ratio": "final regret, as a multiple of uniform play's",
     "eval/regret_final": "final regret",
@@ -86,11 +88,16 @@ def is_seed(path: str) -> bool:
 
 
 def draw(rows: Sequence[Row], varied: Sequence[str], metric: str, config: Config, name: str, directory: Path) -> Path:
-    """Write capacity.png, .svg and .csv to the directory; returns the PNG's path."""
+    """Write capacity.png, .svg and .csv to the directory; returns the PNG's path.
+
+    Where the validation loss is the metric it chooses, and what is drawn is the test log-loss, if there is one.
+    """
+    if metric == VALIDATION_LOSS and any(row.get(_TEST_LOSS) is not None for row in rows):
+        metric = _TEST_LOSS
     companion = next(
         (
             tag
-            for tag in ("eval/teacher_ratio", "eval/uniform_ratio", "eval/test_log_loss")
+            for tag in ("eval/teacher_ratio", "eval/uniform_ratio", _TEST_LOSS)
             if tag != metric and any(row.get(tag) is not None for row in rows)
         ),
         None,

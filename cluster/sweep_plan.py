@@ -154,7 +154,8 @@ def carry_out(plan: SweepPlan, held: ExitStack, *, retry_failed: bool, verbose: 
     if received is not None:
         say("stopped; the same command resumes")
         return INTERRUPTED if received == "SIGINT" else TERMINATED
-    code, following = _ending(plan.sweep, place.path, rows)
+    seed = plan.trials[0].loaded.config.eval.seed
+    code, following = _ending(plan.sweep, place.path, rows, seed)
     if following:
         say(f"next            {following}")
     return code
@@ -170,8 +171,8 @@ def _refresh_so_far(directory: Path) -> None:
         say(f"the sweep's table is not up to date: {error}")
 
 
-def _ending(sweep: SweepFile, directory: Path, rows: list[dict[str, Any]]) -> tuple[int, str | None]:
-    """The exit code of a sweep that was not stopped, and what to do next."""
+def _ending(sweep: SweepFile, directory: Path, rows: list[dict[str, Any]], seed: int) -> tuple[int, str | None]:
+    """The exit code of a sweep that was not stopped, and what to do next; `seed` is that of its trials' evaluations."""
     from cluster.sweep_table import ranked
 
     states = {row["state"] for row in rows}
@@ -183,7 +184,9 @@ def _ending(sweep: SweepFile, directory: Path, rows: list[dict[str, Any]]) -> tu
     if not best:
         return FAILED, None
     unread = [row for row in rows if row["state"] == "done" and row.get("error")]
-    return FAILED if unread else 0, f"python -m eval {directory / best[0]['directory']} eval.environments=2000"
+    run = directory / best[0]["directory"]
+    fresh = seed + 1  # environments that had no part in the choice
+    return FAILED if unread else 0, f"python -m eval {run} eval.environments=2000 eval.seed={fresh}"
 
 
 def _require_room(datasets: Mapping[Path, int]) -> None:

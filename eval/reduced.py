@@ -5,6 +5,7 @@ Shapes: B trajectories, T rounds, A actions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from eval.regret import Estimate, estimate
+from icrl.algorithms import Algorithm
 from icrl.config import Config
-from icrl.experts import LabelDivergence, hellinger, kl, label_divergence, no_posterior, reduced_expert
-from icrl.rollout.replay import history, replay
+from icrl.experts import LabelDivergence, hellinger, kl, label_divergence, no_posterior, reduced_expert, smoothed
+from icrl.rollout.replay import History, history, replay
 from icrl.streams import Split
 
 Rows = Mapping[str, npt.NDArray[Any]]
@@ -37,6 +39,20 @@ class Distance:
     """KL(reduced expert || transformer) in nats, mean over the rounds of a trajectory."""
     hellinger: Estimate
     """D_H of the two, mean over the rounds: a T-th of the left side of Thm 6 (i), but under the context's histories."""
+    floor: Floor | None
+    """None where the reduced expert's probabilities are exact."""
+
+
+@dataclass(frozen=True)
+class Floor:
+    """About what `Distance` would say of a perfect model: sampling alone, where probabilities are shares of samples.
+
+    From two independent sets of samples p, q on the first trajectories. Each is off by as much as the other, so
+    D_H(p, truth) is about D_H(p, q) / sqrt(2), and KL(p || truth) about half of KL(p || q), for many samples.
+    """
+
+    kl: float
+    hellinger: float
 
 
 def distance(config: Config, rows: Rows, split: Split, probabilities: npt.NDArray[np.float64]) -> Distance | None:
@@ -46,9 +62,22 @@ def distance(config: Config, rows: Rows, split: Split, probabilities: npt.NDArra
         return None
     n = min(len(probabilities), MOST_SAMPLED if hasattr(expert, "samples") else MOST)
     some = {name: values[:n] for name, values in rows.items()}
-    p, q = replay(expert, history(config.environment, config.dataset.seed, split, some)), probabilities[:n]
-    means = (measure(p, q).mean(axis=1) for measure in (kl, hellinger))
-    return Distance(n, reduced_expert(config).reason, *(estimate(mean) for mean in means))
+    past = history(config.environment, config.dataset.seed, split, some)
+    p, q = replay(expert, past), probabilities[:n]
+    nats, away = (estimate(measure(p, q).mean(axis=1)) for measure in (kl, hellinger))
+    few = {name: values[:MOST_SAMPLED] for name, values in some.items()}
+    floor = _floor(expert, history(config.environment, config.dataset.seed, split, few), p[:MOST_SAMPLED])
+    return Distance(n, reduced_expert(config).reason, nats, away, floor)
+
+
+def _floor(expert: Algorithm, past: History, p: npt.NDArray[np.float64]) -> Floor | None:
+    """Of an expert that gave these probabilities; it has other samples afterwards."""
+    if not expert.resample():
+        return None
+    q = replay(expert, past)
+    # a mixture counts its parts as smoothed already, and may still have a 0 where one is exact
+    q_KL = (smoothed(q, expert) + 1e-9) / (1 + 1e-9 * q.shape[-1])
+    return Floor(float(kl(p, q_KL).mean()) / 2, float(hellinger(p, q).mean()) / math.sqrt(2))
 
 
 def approximation(config: Config, rows: Rows, split: Split) -> LabelDivergence | None:

@@ -62,6 +62,10 @@ class ReducedResult:
     hellinger: float
     """Hellinger distance sqrt(sum_a (sqrt(p_a) - sqrt(q_a))^2) per round."""
     hellinger_se: float
+    kl_floor: float | None = None
+    """About what a perfect model would show, by sampling of the expert alone (`eval.reduced.Floor`); null where the
+    expert is exact, and in files from before it was measured."""
+    hellinger_floor: float | None = None
 
 
 @dataclass(frozen=True)
@@ -193,6 +197,8 @@ def metrics(results: Results) -> dict[str, float]:
         if results.imitation.reduced is not None:
             tags["eval/reduced_kl"] = results.imitation.reduced.kl
             tags["eval/reduced_hellinger"] = results.imitation.reduced.hellinger
+            if results.imitation.reduced.hellinger_floor is not None:
+                tags["eval/reduced_hellinger_floor"] = results.imitation.reduced.hellinger_floor
         if results.imitation.approximation is not None:
             tags["eval/approximation_kl"] = results.imitation.approximation.kl
     for name, result in results.algorithms.items():
@@ -235,6 +241,11 @@ def _notes(results: Results) -> Iterator[str]:
                 f"reduced expert ({near.what}) on {near.trajectories:,} of them: KL {near.kl:.4f} ± {near.kl_se:.4f} "
                 f"nats a round, Hellinger distance {near.hellinger:.4f} ± {near.hellinger_se:.4f}"
             )
+            if near.kl_floor is not None and near.hellinger_floor is not None:
+                yield (
+                    f"  of these about {near.kl_floor:.4f} and {near.hellinger_floor:.4f} are the sampling of the "
+                    "expert alone, which a perfect model would show too"
+                )
         if (law := found.approximation) is not None:
             yield (
                 f"the label from posterior sampling on {law.trajectories:,} of them: KL {law.kl:.4f} ± "

@@ -202,6 +202,8 @@ def _imitation(measured: imitation.Imitation) -> ImitationResult:
             kl_se=float(near.kl.standard_error),
             hellinger=float(near.hellinger.mean),
             hellinger_se=float(near.hellinger.standard_error),
+            kl_floor=near.floor.kl if near.floor else None,
+            hellinger_floor=near.floor.hellinger if near.floor else None,
         ),
         approximation=None
         if label is None

@@ -169,8 +169,7 @@ def settle(run: RunDirectory, outcome: Outcome | None = None) -> Outcome | None:
         return shown
     with contextlib.ExitStack() as held:
         try:
-            held.enter_context(run.lock())
-            held.enter_context(run.training_lock(patience=0))
+            held.enter_context(run.alone())
         except (ValueError, OSError):  # somebody works on it, or it is not ours to write
             return shown
         Board(run, keep=lambda record: True).close(outcome)

@@ -149,6 +149,31 @@ def log_lower_bound(
     return float(weights.values.mean()), float(weights.values.std(ddof=1) / math.sqrt(count))
 
 
+@dataclass(frozen=True)
+class KnownRatio:
+    """What is known of the ratio of a label's reduced expert to the context before anything is played."""
+
+    defined: bool
+    """False where the context sees the environment: what it plays is no function of the history."""
+    log_bound: float | None
+    """ln R at most; None where no bound is known."""
+    why: str
+
+
+def known_ratio(config: Config, label: str | None = None) -> KnownRatio:
+    """Of the reduced expert of `label`, by default the config's; exactly ln R = 0 for distillation."""
+    label = label or config.expert.label
+    if any(sees_environment(component.algorithm) for component in config.context if component.weight > 0):
+        return KnownRatio(defined=False, log_bound=None, why="the context sees the environment")
+    if label == "distillation":
+        return KnownRatio(defined=True, log_bound=0.0, why="the expert is the context itself")
+    if label == "approximate" and config.expert.estimates_by != "posterior_sample":
+        why = f"the reduced expert of {config.expert.estimates_by} is not posterior sampling"
+        return KnownRatio(defined=True, log_bound=None, why=why)
+    bound, why = log_upper_bound(config) or (None, "no component of the context is posterior sampling or uniform")
+    return KnownRatio(defined=True, log_bound=bound, why=why)
+
+
 def log_upper_bound(config: Config) -> tuple[float, str] | None:
     """ln of the least upper bound on R_{TS, Alg_0} that is known for the config's context, and why; or None.
 
@@ -202,11 +227,16 @@ class Stored(Protocol):
 def ratio_lines(config: Config, reader: Stored, limit: int = 256) -> list[str]:
     """The ratio of each expert to the context, as lines of text, from the first `limit` trajectories of a split.
 
-    Seconds: both algorithms are replayed round by round. The label of `config` plays no part.
+    Seconds: both algorithms are replayed round by round. The label of `config` plays no part, but that an approximate
+    one has a line of its own.
     """
-    lines = ["distillation: 1 (the expert is the context itself)"]
-    if any(sees_environment(component.algorithm) for component in config.context if component.weight > 0):
-        return [*lines, "optimal: not defined (the context sees the environment)"]
+    known = known_ratio(config, "distillation")
+    if not known.defined:
+        return [f"{label}: not defined ({known.why})" for label in ("distillation", "optimal")]
+    lines = [f"distillation: 1 ({known.why})"]
+    if config.expert.label == "approximate":
+        same = config.expert.estimates_by == "posterior_sample"
+        lines.append(f"approximate: {'as optimal' if same else f'not computed ({known_ratio(config).why})'}")
     expert = posterior_sampling(config.environment)
     if expert.algorithm is None:
         return [*lines, f"optimal: not computed ({expert.reason})"]

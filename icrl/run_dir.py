@@ -206,6 +206,16 @@ class RunDirectory:
         """Held by the rank that writes checkpoints. Waits some seconds for one whose command was killed to end."""
         return locked(self.path / ".training.lock", patience=patience)
 
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Held while a run is changed on which nobody works: no command, and no ranks whose command is gone.
+
+        Raises:
+            ValueError: somebody does; names the process.
+        """
+        with self.lock(), self.training_lock(patience=0):
+            yield
+
     def set_status(self, state: State, **details: Any) -> None:
         """Replace `status.json`."""
         write_json(self.path / "status.json", {"state": state, "time": time.time(), **details})

@@ -135,7 +135,9 @@ def meters(model: Construction) -> None:
     print(f"8. L = {config.layers}, M = {config.heads}, D = {config.embed_dim}, D' = {config.mlp_dim}")
     of = theory.class_of(model, *plays(BANDIT, EXACT, 3, 8))
     print(f"     |||theta||| = {theory.operator_norm(model).value:.1f}, {of.numbers:,} numbers in the class")
-    for line in theory.guarantee(of.log_cover, horizon=T, trajectories=100_000).table().splitlines():
+    b = theory.reward_bound(BANDIT)
+    found = theory.guarantee(of.log_cover, horizon=T, trajectories=100_000, reward_bound=b)
+    for line in found.table().splitlines():
         print(f"     {line}")
     print(f"     (i) says something from n = {theory.fewest_trajectories(of.log_cover, part=1, horizon=T):.2e} on")
 

@@ -126,6 +126,10 @@ class Algorithm(Protocol):
     def update(self, action: npt.NDArray[np.int64], reward: npt.NDArray[np.float32]) -> None:
         """Append (action int64[B], reward float32[B]) to the history."""
 
+    def resample(self) -> bool:
+        """Put other Monte Carlo samples behind `probabilities` from the next `reset` on; False where there are none."""
+        return False
+
 
 def largest(values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     """int64[B]: argmax of float64[B, A]; the lowest action wins ties."""

@@ -37,6 +37,9 @@ class Mixture(Algorithm):
         weights: npt.NDArray[np.float64] = np.diff(self._cumulative, prepend=0.0) / self._cumulative[-1]
         return weights
 
+    def resample(self) -> bool:
+        return sum(component.resample() for component in self._components) > 0
+
     def reset(self, environments: Batch) -> None:
         self._row = np.arange(len(environments.index))
         for component in self._components:

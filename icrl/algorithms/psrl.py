@@ -139,6 +139,8 @@ class PSRL(Algorithm):
     name = "psrl"
     samples = 256
     """Monte Carlo samples behind `probabilities`."""
+    sample_set = 0
+    """Which of the independent sets of samples."""
 
     def __init__(self, config: PSRLConfig, environment: EnvironmentConfig) -> None:
         """Raises ValueError where an interaction needs more random numbers than a stream has."""
@@ -216,7 +218,7 @@ class PSRL(Algorithm):
             for row in range(B):
                 mine = slice(row, row + 1)
                 self._sampled[row] = self._optimal_policies(
-                    self.samples, self._posterior[mine], self._known[mine], _draw
+                    self.samples, self._posterior[mine], self._known[mine], self._draw
                 )
         agreement = np.zeros((B, self.samples), np.int64)
         for h in range(self._step):
@@ -248,8 +250,11 @@ class PSRL(Algorithm):
         error: npt.NDArray[np.float64] = np.sqrt(variance)
         return error
 
+    def resample(self) -> bool:
+        self.sample_set += 1
+        return True
 
-def _draw(shape: npt.NDArray[np.float32], start: int) -> npt.NDArray[np.float32]:
-    """The gammas behind Monte Carlo samples 0, 1, ..."""
-    key = (MONTE_CARLO_SEED, Split.EVAL, Stream.ALGORITHM, np.arange(len(shape)))
-    return gammas.gammas_of_whole_shapes(*key, shape, start=start)
+    def _draw(self, shape: npt.NDArray[np.float32], start: int) -> npt.NDArray[np.float32]:
+        """The gammas behind Monte Carlo samples 0, 1, ..."""
+        key = (MONTE_CARLO_SEED + self.sample_set, Split.EVAL, Stream.ALGORITHM, np.arange(len(shape)))
+        return gammas.gammas_of_whole_shapes(*key, shape, start=start)

@@ -28,6 +28,8 @@ class Thompson(Algorithm):
     name = "thompson"
     samples = 1024
     """Monte Carlo samples behind `probabilities`."""
+    sample_set = 0
+    """Which of the independent sets of samples."""
 
     def __init__(self, config: ThompsonConfig, environment: EnvironmentConfig) -> None:
         """Raises ValueError where noise_variance is null and the environment has no noise."""
@@ -49,7 +51,7 @@ class Thompson(Algorithm):
         """
         d = self._posterior.mean.shape[1]
         round_ = np.array([self._round])
-        z = streams.normals(MONTE_CARLO_SEED, Split.EVAL, Stream.ALGORITHM, round_, self.samples * d)
+        z = streams.normals(MONTE_CARLO_SEED + self.sample_set, Split.EVAL, Stream.ALGORITHM, round_, self.samples * d)
         z_SD = z.reshape(self.samples, d).astype(np.float64)
         mean, factors = self._posterior.means(), np.sqrt(self.noise_variance) * self._posterior.factors()
         out = np.empty(mean.shape)
@@ -59,6 +61,10 @@ class Thompson(Algorithm):
             for a in range(mean.shape[1]):
                 out[some, a] = np.count_nonzero(best_BS == a, axis=1) / self.samples
         return out
+
+    def resample(self) -> bool:
+        self.sample_set += 1
+        return True
 
     def standard_error(self, probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """float64[B, A]: sqrt(p (1 - p) / samples), at most 1/64."""

@@ -23,7 +23,14 @@ from icrl.constructions import best_action, orthant, pade
 from icrl.constructions.assemble import Construction, assemble
 from icrl.constructions.inverse_root import root_schedule, root_steps_for
 from icrl.constructions.posterior import log_depth_posterior, log_depth_scratch, paper_posterior, paper_scratch
-from icrl.constructions.problem import RidgeProblem, require_exact_positions, require_positive, ridge_problem
+from icrl.constructions.problem import (
+    RidgeProblem,
+    require_exact_positions,
+    require_one_of,
+    require_positive,
+    require_whole,
+    ridge_problem,
+)
 from icrl.constructions.stream import Stream, bandit_stream
 from icrl.tokens import tokenizer_of
 
@@ -72,6 +79,7 @@ def thompson(
     tokenizer_of(environment, "paper")
     A, d = environment.n_actions, environment.dim
     _require_options(A, read, method, knots, floor)
+    require_whole(steps=steps, terms=terms, knots=knots)
     require_positive(tolerance=tolerance, separation=separation, temperature=temperature, steps=steps, terms=terms)
     variance = noise_variance(algorithm, environment)
     require_positive(noise_variance=variance)
@@ -118,8 +126,7 @@ def thompson(
 
 
 def _require_options(n_actions: int, read: str, method: str, knots: int, floor: float) -> None:
-    if method not in get_args(Method):
-        raise ValueError(f"method = {method!r}: expected one of {', '.join(get_args(Method))}")
+    require_one_of("method", method, get_args(Method))
     fits = "two_arms" if n_actions == 2 else "fitted"
     if read not in (fits, "samples"):
         raise ValueError(f"read = {read!r} with {n_actions} actions: expected {fits} or samples")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 
@@ -104,8 +106,23 @@ def require_positive(**values: float | None) -> None:
             raise ValueError(f"{name} = {value}: expected a positive number")
 
 
+def require_whole(**values: object) -> None:
+    """ValueError that names the first value that is given and is no int; NumPy's are."""
+    for name, value in values.items():
+        if value is not None and not isinstance(value, Integral):
+            raise ValueError(f"{name} = {value}: expected a whole number, as an int")
+
+
+def require_one_of(name: str, value: str, known: Sequence[str]) -> None:
+    """ValueError unless the value is known."""
+    if value not in known:
+        raise ValueError(f"{name} = {value!r}: expected one of {', '.join(known)}")
+
+
 def require_exact_positions(problem: RidgeProblem, dtype: torch.dtype) -> None:
-    """ValueError when i^2 of the last token is not a number of `dtype`."""
+    """ValueError when i^2 of the last token is not a number of `dtype`, or that is no floating-point type."""
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype = {dtype}: expected a floating-point type; take torch.float64 or torch.float32")
     longest = math.isqrt(int(2 / torch.finfo(dtype).eps)) // 2
     if problem.horizon > longest:
         raise ValueError(

@@ -9,8 +9,7 @@ the methods of logarithmic depth also inverse A_t^{-1} [d d] (times 2 / (1 + m),
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -18,6 +17,7 @@ from icrl.config import BanditConfig
 from icrl.constructions import accelerated_gradient, newton_schulz
 from icrl.constructions.accelerated_gradient import System, accelerated_gradient_step
 from icrl.constructions.assemble import Construction, assemble
+from icrl.constructions.error_budget import SLACK, ErrorBudget
 from icrl.constructions.form import Form
 from icrl.constructions.layer import Layer
 from icrl.constructions.primitives import add_product, add_scaled_product, piecewise_linear, update
@@ -25,14 +25,13 @@ from icrl.constructions.problem import (
     RidgeProblem,
     require_bandit,
     require_exact_positions,
+    require_one_of,
     require_positive,
+    require_whole,
     ridge_problem,
 )
-from icrl.constructions.roots import square_root_error, square_root_knots, square_root_pieces
+from icrl.constructions.roots import square_root_knots
 from icrl.constructions.stream import bandit_stream
-
-SLACK = 1.01
-"""How far beyond its bound an approximate number may lie."""
 
 MOST_NEURONS = 2**16
 """The largest D' of a model's config."""
@@ -59,16 +58,19 @@ def linucb(
     method: how A_t^{-1} comes about. paper: accelerated gradient descent, a step a layer, L = ridge_layers + 2;
     newton_schulz and log_depth: Newton-Schulz steps on A_t itself, plain and with the best quadratics, a step a layer,
     L = ridge_layers + 3.
-    ridge_layers and knots (of the square root) follow from `tolerance` unless they are given: sizes that are
-    guaranteed for every history within the bounds. Fewer often do on the histories that are met (docs/theory).
+    ridge_layers and knots (of the square root) follow from `tolerance` and `dtype` unless they are given: sizes that
+    are guaranteed for every history within the bounds. Fewer layers often do on the histories that are met
+    (docs/theory). With sizes that are given only `report.choices["guaranteed"]` holds, which may be above `tolerance`.
     action_bound B_a >= |a| and reward_bound R >= |r| follow from the environment unless given; Gaussian noise is
     assumed to stay within 6 standard deviations. Beyond the bounds nothing is promised.
 
     Raises:
-        ValueError: no bandit with a fixed action set, a number out of its range, a tolerance below what rounding in
-            `dtype` costs, or a horizon whose positions `dtype` does not hold exactly.
+        ValueError: no bandit with a fixed action set, an unknown method, a number out of its range, a tolerance below
+            what rounding in `dtype` costs, or a horizon whose positions `dtype` does not hold exactly.
     """
     require_bandit(environment)
+    require_one_of("method", method, get_args(Method))
+    require_whole(ridge_layers=ridge_layers, knots=knots)
     require_positive(ridge=ridge, temperature=temperature, tolerance=tolerance, ridge_layers=ridge_layers, knots=knots)
     if knots == 1:
         raise ValueError("knots = 1: expected at least 2, the ends of one chord")
@@ -76,24 +78,20 @@ def linucb(
         raise ValueError(f"confidence = {confidence}: expected a number >= 0")
     problem = ridge_problem(environment, ridge, action_bound, reward_bound)
     require_exact_positions(problem, dtype)
-    sensitivity = Sensitivity(problem, confidence, temperature)
-    sensitivity.require_reachable(tolerance, dtype)
-    largest = SLACK * problem.width_bound
-    pieces = knots - 1 if knots else square_root_pieces(largest, tolerance / 2 / max(sensitivity.root, 1e-9))
+    budget = ErrorBudget(problem, confidence, temperature, dtype, tolerance)
+    pieces = knots - 1 if knots else budget.pieces()
     _require_room(environment.n_actions, pieces, tolerance)
     plain = method == "newton_schulz"
     if method == "paper":
-        steps = ridge_layers or accelerated_gradient.steps_for(problem, tolerance / 2 / sensitivity.residual)
+        steps = ridge_layers or accelerated_gradient.steps_for(problem, budget.residual())
         residual = accelerated_gradient.residual(problem, steps)
         layers = _paper_layers(problem, confidence, temperature, steps, pieces)
     else:
-        steps = ridge_layers or newton_schulz.steps_for(
-            problem.condition, tolerance / 2 / sensitivity.residual, plain=plain
-        )
+        steps = ridge_layers or newton_schulz.steps_for(problem.condition, budget.residual(), plain=plain)
         schedule = newton_schulz.schedule(problem.condition, steps, plain=plain)
         residual = schedule.error
         layers = _inverse_layers(problem, confidence, temperature, schedule, pieces)
-    guaranteed = sensitivity.residual * residual + sensitivity.root * square_root_error(largest, pieces)
+    guaranteed = budget.guaranteed(residual, pieces)
     epsilon = tolerance * temperature / (12 * problem.action_bound)
     return assemble(
         environment,
@@ -107,41 +105,6 @@ def linucb(
             "condition": problem.theorem_condition,
         },
     )
-
-
-@dataclass(frozen=True)
-class Sensitivity:
-    """How errors of the parts reach the log-probabilities, whatever the history."""
-
-    problem: RidgeProblem
-    confidence: float
-    temperature: float
-
-    @property
-    def residual(self) -> float:
-        """Largest |change of log p| for A X = I + E with |E| = 1.
-
-        <a, A^{-1/2} E A^{-1/2} M' r> is at most |E| sqrt(a' A^{-1} a) |r|, and log p moves by at most the range of the
-        changes of the logits, twice the largest.
-        """
-        root = math.sqrt(self.problem.width_bound)
-        mean = root * self.problem.reward_bound * math.sqrt(self.problem.horizon)
-        return 2 * (mean + self.confidence * root) / self.temperature
-
-    @property
-    def root(self) -> float:
-        """Largest |change of log p| for chords 1 below the square root: a shift of all logits changes nothing."""
-        return self.confidence / self.temperature
-
-    def require_reachable(self, tolerance: float, dtype: torch.dtype) -> None:
-        """ValueError when rounding alone may cost more: eps kappa of an index of size R + alpha B_a / sqrt(ridge)."""
-        size = self.problem.reward_bound + self.confidence * math.sqrt(self.problem.width_bound)
-        floor = torch.finfo(dtype).eps * self.problem.condition * size / self.temperature
-        if tolerance < floor:
-            raise ValueError(
-                f"tolerance = {tolerance:g}: {dtype} reaches {floor:.2g} with condition number "
-                f"{self.problem.condition:.3g} and temperature {self.temperature:g}; raise it or take torch.float64"
-            )
 
 
 def _require_room(n_actions: int, pieces: int, tolerance: float) -> None:

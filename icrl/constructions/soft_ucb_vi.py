@@ -43,9 +43,13 @@ def ucb_vi(environment: MDPConfig, algorithm: UCBVIConfig, dtype: torch.dtype = 
     """The transformer that plays soft UCB-VI in these environments; its logits are Q_h(s_t, .) / temperature.
 
     Raises:
-        ValueError: a temperature of 0 (the softmax of a transformer is never hard); more tokens than `dtype` can count,
-            or a dtype that is neither float64 nor float32.
+        ValueError: no MDP; a temperature of 0 (the softmax of a transformer is never hard); more tokens than `dtype`
+            can count, or a dtype that is neither float64 nor float32.
     """
+    if not isinstance(environment, TabularMDPConfig | GridWorldConfig):
+        raise ValueError(
+            f"environment.kind = {environment.kind}: expected tabular_mdp or grid_world; linucb takes a bandit"
+        )
     if dtype not in EXACT:
         raise ValueError(f"dtype = {dtype}: expected float64 or float32, halves do not hold the tokens' indices")
     if algorithm.temperature == 0:

@@ -21,6 +21,9 @@ from icrl.experts.posterior import BOX_PROPOSAL_VARIANCE, Normal, Tallies, gauss
 
 Float64Array = npt.NDArray[np.float64]
 
+_ROUNDS = 2**20
+"""More than any horizon: sets of samples are this far apart."""
+
 
 class Reduced(Algorithm):
     """Samples from its probabilities."""
@@ -55,6 +58,9 @@ class TrajectoryMixture(Reduced):
         for component in self._components:
             component.observe(observation)
         self._each = None
+
+    def resample(self) -> bool:
+        return sum(component.resample() for component in self._components) > 0
 
     def weights(self) -> Float64Array:
         """float64[C, B]: the posterior of the component that played so far, those of weight 0 left out."""
@@ -133,6 +139,8 @@ class BoxPosterior(Reduced):
     """
 
     samples = 1024
+    sample_set = 0
+    """Which of the independent sets of samples."""
 
     def __init__(self, environment: LinearBanditConfig) -> None:
         self._noise = noise_variance(environment)
@@ -149,8 +157,13 @@ class BoxPosterior(Reduced):
 
     def probabilities(self) -> Float64Array:
         posterior = Normal(self._posterior.mean, np.sqrt(self._noise) * self._posterior.root)
-        found = linear_best(posterior, self._posterior.action_set, self._round, box=True, samples=self.samples)
+        batch = self._round + self.sample_set * _ROUNDS
+        found = linear_best(posterior, self._posterior.action_set, batch, box=True, samples=self.samples)
         return found.probabilities
+
+    def resample(self) -> bool:
+        self.sample_set += 1
+        return True
 
     def update(self, action: npt.NDArray[np.int64], reward: npt.NDArray[np.float32]) -> None:
         self._posterior.update(action, reward)

@@ -5,7 +5,7 @@ side. Every constant is explicit; docs/theory/meters.md derives them. Nothing he
 """
 
 from icrl.theory.cover import PAPER_CONSTANT, PracticalClass, TheoryClass, class_of, paper_log_cover
-from icrl.theory.guarantee import Guarantee, fewest_trajectories, guarantee
+from icrl.theory.guarantee import Guarantee, fewest_trajectories, guarantee, reward_bound
 from icrl.theory.norm import Norm, operator_norm
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "guarantee",
     "operator_norm",
     "paper_log_cover",
+    "reward_bound",
 ]

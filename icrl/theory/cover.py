@@ -42,17 +42,21 @@ class TheoryClass:
         return self.layers * self.embed_dim * (3 * self.heads * self.embed_dim + 2 * self.mlp_dim)
 
     @property
-    def log_lipschitz(self) -> float:
-        """ln Lip, |Delta log p| <= Lip |||Delta theta|||: 2 (B_H^L - 1) / (B_H - 1) B_Theta.
-
-        B_H = (1 + B^2/4)(1 + 4/9 B^3 R^2): one layer against its input; B_Theta = max{(1 + B^2/4) B^2 R^3,
-        B R (1 + 4/27 B^3 R^2)}: one layer against its weights.
-        """
+    def log_against_input(self) -> float:
+        """ln B_H, one layer against its input: B_H = (1 + B^2/4)(1 + 4/9 B^3 R^2)."""
         B, R = self.norm, self.radius
-        cube = B**3 * R**2
-        log_layer = math.log1p(B**2 / 4) + math.log1p(4 / 9 * cube)
-        weights = max((1 + B**2 / 4) * B**2 * R**3, B * R * (1 + 4 / 27 * cube))
-        return math.log(2 * weights) + _log_geometric(log_layer, self.layers)
+        return math.log1p(B**2 / 4) + math.log1p(4 / 9 * B**3 * R**2)
+
+    @property
+    def against_weights(self) -> float:
+        """B_Theta = max{(1 + B^2/4) B^2 R^3, B R (1 + 4/27 B^3 R^2)}, one layer against its weights."""
+        B, R = self.norm, self.radius
+        return max((1 + B**2 / 4) * B**2 * R**3, B * R * (1 + 4 / 27 * B**3 * R**2))
+
+    @property
+    def log_lipschitz(self) -> float:
+        """ln Lip, |Delta log p| <= Lip |||Delta theta|||: 2 (B_H^L - 1) / (B_H - 1) B_Theta."""
+        return math.log(2 * self.against_weights) + _log_geometric(self.log_against_input, self.layers)
 
     def log_cover(self, rho: float) -> float:
         """ln N(rho) <= P ln(1 + 2 B Lip / rho)."""
@@ -87,17 +91,28 @@ class PracticalClass:
         return self.layers * layer + ends
 
     @property
-    def log_lipschitz(self) -> float:
-        """ln Lip with r = sqrt(D + 1) >= |(n(h); 1)| and k = 1/sqrt(epsilon).
+    def _reach(self) -> tuple[float, float]:
+        """r = sqrt(D + 1) >= |(n(h); 1)|, and k = 1/sqrt(epsilon), the Lipschitz constant of n."""
+        return math.sqrt(self.embed_dim + 1), self.epsilon**-0.5
 
-        2 (B k [B_H^L max{F, 1} + (B_H^L - 1) / (B_H - 1) B_Theta] + r), B_H = (1 + B^2 k / 4)(1 + 4/9 B^3 r^2 k),
-        B_Theta = max{(1 + B^2 k / 4) max{B^2 r^3, 1}, B r + 1}.
-        """
-        B, r, k = self.norm, math.sqrt(self.embed_dim + 1), self.epsilon**-0.5
-        log_layer = math.log1p(B**2 * k / 4) + math.log1p(4 / 9 * B**3 * r**2 * k)
-        weights = max((1 + B**2 * k / 4) * max(B**2 * r**3, 1.0), B * r + 1)
-        through = math.log(max(self.fields, 1.0)) + self.layers * log_layer
-        inside = math.log(weights) + _log_geometric(log_layer, self.layers)
+    @property
+    def log_against_input(self) -> float:
+        """ln B_H, one layer against its input: B_H = (1 + B^2 k / 4)(1 + 4/9 B^3 r^2 k)."""
+        B, (r, k) = self.norm, self._reach
+        return math.log1p(B**2 * k / 4) + math.log1p(4 / 9 * B**3 * r**2 * k)
+
+    @property
+    def against_weights(self) -> float:
+        """B_Theta = max{(1 + B^2 k / 4) max{B^2 r^3, 1}, B r + 1}, one layer against its weights."""
+        B, (r, k) = self.norm, self._reach
+        return max((1 + B**2 * k / 4) * max(B**2 * r**3, 1.0), B * r + 1)
+
+    @property
+    def log_lipschitz(self) -> float:
+        """ln Lip: 2 (B k [B_H^L max{F, 1} + (B_H^L - 1) / (B_H - 1) B_Theta] + r)."""
+        B, (r, k) = self.norm, self._reach
+        through = math.log(max(self.fields, 1.0)) + self.layers * self.log_against_input
+        inside = math.log(self.against_weights) + _log_geometric(self.log_against_input, self.layers)
         stream = _log_add(through, inside) + math.log(B * k)
         return math.log(2) + _log_add(stream, math.log(r))
 

@@ -87,10 +87,11 @@ def test_the_smoke_sweep_leaves_a_table_a_figure_and_one_dataset_and_is_quiet(co
     assert [row["state"] for row in rows] == ["done"] * 4
     assert [(row["model.embed_dim"], row["seed"]) for row in rows] == [(8, 0), (8, 1), (16, 0), (16, 1)]
     assert all(row["parameters/backbone"] > 0 and row["eval/test_log_loss"] > 0 for row in rows)
-    best = min(rows, key=lambda row: row["eval/test_log_loss"])
+    best = min(rows, key=lambda row: row["train/validation_loss"])
     assert f"best            trial {best['trial']}: " in output
     assert str(directory / best["directory"]) in output
     assert output.splitlines()[-1].startswith("next            python -m eval ")
+    assert output.splitlines()[-1].endswith(" eval.environments=2000 eval.seed=12346")
     assert len(list((tmp_path / "data").iterdir())) == 1, "the trials share their dataset"
     for name in ("table.csv", "sweep.json", "figures/capacity.png", "figures/capacity.svg", "figures/capacity.csv"):
         assert (directory / name).stat().st_size > 0, name

@@ -89,6 +89,8 @@ def test_the_commands(tmp_path):
         (("n=x",), "n = x: expected a number"),
         (("n=5", "ratio=0.5"), "ratio = 0.5: expected at least 1"),
         (("n=2.5", "ratio=1"), r"n = 2.5: expected a whole number"),
+        (("n=inf", "ratio=1"), r"n = inf: expected a whole number of trajectories, at most 1e+30"),
+        (("n=1e160", "ratio=1"), r"n = 1e+160: expected a whole number of trajectories, at most 1e+30"),
         (("n=5", "ratio=1", "delta=2"), "delta = 2.0: expected a probability"),
     ):
         code, output = run(eval.theory.app, tmp_path / "written", *arguments)

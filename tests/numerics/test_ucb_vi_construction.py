@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from icrl.algorithms import build
-from icrl.config import GridWorldConfig, TabularMDPConfig, UCBVIConfig
+from icrl.config import GridWorldConfig, LinearBanditConfig, TabularMDPConfig, UCBVIConfig
 from icrl.constructions import ucb_vi
 from icrl.constructions.soft_ucb_vi import max_layers
 from icrl.model import Transformer
@@ -97,6 +97,8 @@ def test_layers_of_the_maximum(n_actions, layers):
 
 
 def test_what_it_cannot_be_is_refused():
+    with pytest.raises(ValueError, match=r"environment\.kind = linear_bandit: expected tabular_mdp or grid_world"):
+        ucb_vi(LinearBanditConfig(), UCBVIConfig(temperature=1.0))
     with pytest.raises(ValueError, match="temperature = 0: expected above 0"):
         ucb_vi(mdp(2, 2, 2, 2), UCBVIConfig())
     long = mdp(2, 2, 2, 60)

@@ -1,6 +1,7 @@
 """The command of the benchmarks: what it takes, and that a missed floor is an exit code."""
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 import benchmarks.capacity
+import benchmarks.constructions
 import benchmarks.store
 from benchmarks.__main__ import NAMES, ON_REQUEST, app
 from benchmarks.clock import in_turn
@@ -56,3 +58,29 @@ def test_contestants_take_turns_and_medians_are_taken():
     times = in_turn({"a": lambda: order.append("a"), "b": lambda: order.append(np.ones(10**5).sum())}, 3)
     assert [entry if entry == "a" else "b" for entry in order] == ["a", "b"] * 3
     assert times["b"].wall_s >= 0
+
+
+def test_the_constructions_are_checked_before_any_work_and_written_as_they_come(tmp_path, monkeypatch):
+    def run(*arguments):
+        result = CliRunner().invoke(benchmarks.constructions.app, [str(argument) for argument in arguments])
+        return result.exit_code, result.output
+
+    assert run("--help")[0] == 0
+    code, output = run(tmp_path, "linucbb")
+    assert code == 2
+    assert "NAME = linucbb: expected one of linucb, thompson" in output
+    code, output = run(tmp_path / "nowhere")
+    assert code == 2
+    assert "expected a directory that is there" in output
+    assert list(tmp_path.iterdir()) == []
+
+    def three(rows):
+        yield from itertools.islice(rows(), 3)
+        assert len((tmp_path / "linucb-depth.csv").read_text().splitlines()) == 4
+        raise KeyboardInterrupt
+
+    rows, draw = benchmarks.constructions.PARTS["linucb"]
+    monkeypatch.setitem(benchmarks.constructions.PARTS, "linucb", (lambda: three(rows), draw))
+    with pytest.raises(KeyboardInterrupt):
+        benchmarks.constructions.measure(tmp_path, "linucb")
+    assert len((tmp_path / "linucb-depth.csv").read_text().splitlines()) == 4

@@ -14,6 +14,7 @@ from icrl.config import (
     Config,
     ContextComponent,
     DatasetConfig,
+    ExpertConfig,
     GaussianBanditConfig,
     GridWorldConfig,
     LinearBanditConfig,
@@ -27,7 +28,7 @@ from icrl.config import (
     override,
 )
 from icrl.experts import context_algorithm, posterior_sampling
-from icrl.ratio import LogWeights, describe, estimate, log_upper_bound, log_weights, ratio_lines
+from icrl.ratio import LogWeights, describe, estimate, known_ratio, log_upper_bound, log_weights, ratio_lines
 from icrl.rollout.replay import history, replay
 from icrl.store import SplitReader, dataset_path, dataset_recipe
 from icrl.streams import Split
@@ -182,7 +183,19 @@ def test_monte_carlo_does_not_break_the_bound_of_a_mixture(environment):
 
 
 def test_lines_of_a_context_that_sees_the_environment(lines):
-    assert lines(BERNOULLI, (OptimalConfig(), 1.0))[1] == "optimal: not defined (the context sees the environment)"
+    assert lines(BERNOULLI, (OptimalConfig(), 1.0)) == [
+        "distillation: not defined (the context sees the environment)",
+        "optimal: not defined (the context sees the environment)",
+    ]
+
+
+def test_what_is_known_of_an_approximate_label():
+    base = config(BERNOULLI, (THOMPSON, 1.0))
+    estimate = dataclasses.replace(base, expert=ExpertConfig("approximate", "empirical_mean"))
+    assert known_ratio(estimate).log_bound is None
+    assert known_ratio(estimate, "optimal").log_bound == 0
+    sample = dataclasses.replace(base, expert=ExpertConfig("approximate", "posterior_sample"))
+    assert known_ratio(sample).log_bound == 0
 
 
 def test_lines_of_mdps(lines):

@@ -116,6 +116,16 @@ def test_the_reduced_expert_is_kept_shown_and_logged(results, tmp_path):
     assert extra == {"eval/reduced_kl", "eval/reduced_hellinger", "eval/approximation_kl"}
 
 
+def test_the_floor_of_sampling_is_shown_beside_the_distance(results, tmp_path):
+    near = dataclasses.replace(with_reduced(results).imitation.reduced, kl_floor=0.004, hellinger_floor=0.05)
+    full = dataclasses.replace(results, imitation=dataclasses.replace(results.imitation, reduced=near))
+    save(full, tmp_path / "results.json")
+    assert load(tmp_path / "results.json") == full
+    assert "of these about 0.0040 and 0.0500 are the sampling of the expert alone" in table(full)
+    assert "sampling of the expert" not in table(with_reduced(results))
+    assert metrics(full)["eval/reduced_hellinger_floor"] == 0.05
+
+
 def test_results_from_before_the_reduced_expert_are_read(results, tmp_path):
     path = tmp_path / "results.json"
     save(results, path)

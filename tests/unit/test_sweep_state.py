@@ -129,11 +129,11 @@ def test_the_hint_at_the_end_of_a_sweep_is_the_command_that_helps() -> None:
 
     def ending(*states: str, **more: Any) -> tuple[int, str | None]:
         rows = [{"trial": i, "state": s, "directory": f"trials/{i}", metric: 1.0} for i, s in enumerate(states)]
-        return _ending(sweep, Path("runs/s"), [row | more for row in rows])
+        return _ending(sweep, Path("runs/s"), [row | more for row in rows], seed=3)
 
     assert ending("done", "waiting") == (1, "the same command, which resumes")
     assert ending("done", "waiting", "failed") == (1, "the same command with --retry-failed")
-    assert ending("done", "done") == (0, "python -m eval runs/s/trials/0 eval.environments=2000")
+    assert ending("done", "done") == (0, "python -m eval runs/s/trials/0 eval.environments=2000 eval.seed=4")
     assert ending("done", error="results.json cannot be read")[0] == 1
     assert ending("diverged") == (1, None)
 
@@ -207,3 +207,14 @@ def test_what_else_varies_makes_a_series_of_its_own() -> None:
         ("lr=0.001", "embed_dim=4", 2),
         ("lr=0.003", "embed_dim=4", 2),
     ]
+
+
+def test_the_validation_loss_chooses_and_the_test_loss_is_drawn(tmp_path):
+    rows = [row | {"train/validation_loss": 2.0} for row in rows_of({400: [0.9, 0.8], 900: [0.7, 0.6]})]
+    varied = ["model.embed_dim", "seed"]
+    sweep_figure.draw(rows, varied, "train/validation_loss", load(DEMO).config, "s", tmp_path)
+    assert "validation" not in (tmp_path / "capacity.csv").read_text()
+    for row in rows:
+        row["eval/test_log_loss"] = None
+    sweep_figure.draw(rows, varied, "train/validation_loss", load(DEMO).config, "s", tmp_path)
+    assert "train/validation_loss" in (tmp_path / "capacity.csv").read_text()
