@@ -75,6 +75,15 @@ class Way:
         return ENVIRONMENT.horizon * (1 if self.tokens == "merged" else 2)
 
 
+WAYS = {
+    "one head": Way(1),
+    "one head, reference": Way(1, reference=True, part=32),
+    "one head, merged tokens": Way(1, "merged"),
+    "four heads": Way(4),
+    "four heads, reference": Way(4, reference=True, part=8),
+}
+
+
 class Training:
     """Steps from the same weights on the same batch."""
 
@@ -107,25 +116,18 @@ def run(quick: bool) -> dict[str, Any]:  # noqa: FBT001 - the signature of every
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        ways = {
-            "one head": Way(1),
-            "one head, reference": Way(1, reference=True, part=32),
-            "one head, merged tokens": Way(1, "merged"),
-            "four heads": Way(4),
-            "four heads, reference": Way(4, reference=True, part=8),
-        }
-        trainings = {name: Training(way) for name, way in ways.items()}
+        trainings = {name: Training(way) for name, way in WAYS.items()}
         taken = in_turn({name: training.step for name, training in trainings.items()}, 2 if quick else 5)
         seconds = {name: times.cpu_s for name, times in taken.items()}
         mm_rate = _mm_rate()
-        parts = {name: _parts(ways[name]) for name in REQUIRED}
-        peaks = {name: _peak_megabytes(ways[name]) for name in ("one head", "one head, reference")}
+        parts = {name: _parts(WAYS[name]) for name in REQUIRED}
+        peaks = {name: _peak_megabytes(WAYS[name]) for name in ("one head", "one head, reference")}
     finally:
         torch.set_num_threads(threads)
     rows = {}
     for name, required in REQUIRED.items():
         rival = "four heads, reference" if name == "four heads" else "one head, reference"
-        same = ways[rival].tokens == ways[name].tokens
+        same = WAYS[rival].tokens == WAYS[name].tokens
         pairs = zip(trainings[name].losses, trainings[rival].losses, strict=True)
         rows[name] = {
             "step_s": seconds[name],
@@ -135,18 +137,31 @@ def run(quick: bool) -> dict[str, Any]:  # noqa: FBT001 - the signature of every
             "attention_s": parts[name][0],
             "products_s": parts[name][1],
             "share": sum(parts[name]) / seconds[name],
-            "floor_s": parts[name][0] + _products_floor(ways[name], mm_rate),
+            "floor_s": parts[name][0] + _products_floor(WAYS[name], mm_rate),
             "loss_difference": max(abs(a - b) for a, b in pairs) if same else None,
         }
     return {
         "ways": rows,
         "mm_gflop_per_s": mm_rate / 1e9,
         "peak_megabytes": peaks,
-        "reference_part": ways["one head, reference"].part,
+        "reference_part": WAYS["one head, reference"].part,
         "required_share": REQUIRED_SHARE,
         "loss_tolerance": LOSS_TOLERANCE,
         "passed": all(_passed(row) for row in rows.values()),
     }
+
+
+def against(name: str, rival: str, repeats: int) -> tuple[float, float]:
+    """CPU seconds of a step of two of `WAYS` on one thread, medians, in turn."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        trainings = {way: Training(WAYS[way]) for way in (name, rival)}
+        trainings[name].step()  # its kernels are compiled by then
+        taken = in_turn({way: training.step for way, training in trainings.items()}, repeats)
+    finally:
+        torch.set_num_threads(threads)
+    return taken[name].cpu_s, taken[rival].cpu_s
 
 
 def _passed(row: dict[str, Any]) -> bool:

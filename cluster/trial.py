@@ -18,11 +18,11 @@ from types import FrameType
 from typing import Any
 
 from cluster.preemption import NODES, REASON, Preemption
-from icrl.board import read_records
 from icrl.config import Loaded
 from icrl.files import write_json
 from icrl.progress import Progress, watching
 from icrl.run_dir import RunDirectory, State
+from icrl.tail import Tail
 from train.launch import TrainPlan
 
 _STOP_POLL_S = 0.5
@@ -57,11 +57,11 @@ def train_in_trial(
     Raises:
         RuntimeError: as `train_in_ray`.
     """
-    told = 0
+    told, metrics = 0, Tail(plan.run.metrics)
 
     def look() -> None:
         nonlocal told
-        for record in read_records(plan.run.metrics):
+        for record in metrics.new():
             if record["step"] > told and _VALIDATION in record["tags"]:
                 told = record["step"]
                 validated(told, record["tags"][_VALIDATION])

@@ -9,8 +9,8 @@ import time
 from collections.abc import Iterator
 from types import TracebackType
 
-from icrl.board import read_records
 from icrl.run_dir import RunDirectory
+from icrl.tail import Tail
 
 _INTERVAL = 30.0
 _POLL = 0.5
@@ -100,10 +100,11 @@ def _duration(seconds: float) -> str:
 def watching(run: RunDirectory, steps: int, progress: Progress) -> Iterator[None]:
     """Follow a training run's metrics while the body waits for it."""
     done = threading.Event()
+    metrics = Tail(run.metrics)
 
     def follow() -> None:
         while not done.wait(_POLL):
-            _show(run, progress)
+            _show(metrics, progress)
 
     progress.start("train", steps)
     thread = threading.Thread(target=follow, daemon=True)
@@ -115,8 +116,8 @@ def watching(run: RunDirectory, steps: int, progress: Progress) -> Iterator[None
         thread.join()
 
 
-def _show(run: RunDirectory, progress: Progress) -> None:
-    records = [record for record in read_records(run.metrics) if "train/loss" in record["tags"]]
+def _show(metrics: Tail, progress: Progress) -> None:
+    records = [record for record in metrics.new() if "train/loss" in record["tags"]]
     if records:
         tags = records[-1]["tags"]
         rate = tags.get("perf/trajectories_per_second", 0.0)

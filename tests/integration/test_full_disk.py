@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,17 +41,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return dataset_tree(path)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """24 MB: enough for the dataset, not for much beside it."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "none", str(folder)]
-    done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"needs the right to mount a tmpfs (root, or CAP_SYS_ADMIN in a container): {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+SMALL_DISK = pytest.mark.parametrize("small_disk", ["24m"], indirect=True)
+"""Enough for the dataset, not for much beside it."""
 
 
 class Command:
@@ -114,6 +104,7 @@ def require_intact(dataset: Path) -> int:
     return len(found.faults)
 
 
+@SMALL_DISK
 def test_a_disk_that_fills_up_stops_the_work_and_costs_nothing_but_the_rest(
     small_disk: Path, whole: dict[str, bytes]
 ) -> None:
@@ -138,6 +129,7 @@ def test_a_disk_that_fills_up_stops_the_work_and_costs_nothing_but_the_rest(
     assert dataset_tree(dataset) == whole
 
 
+@SMALL_DISK
 def test_a_disk_that_is_full_during_a_repair_keeps_what_is_sound(small_disk: Path, whole: dict[str, bytes]) -> None:
     dataset = small_disk / "set"
     Command(dataset).output(code=0)

@@ -96,16 +96,47 @@ def test_one_command_survives_the_kill_of_a_worker_and_writes_the_whole_run_dire
     assert (run / "results.json").read_bytes() == before
 
 
+OFTEN = ("train.checkpoint_every=2", "train.log_every=1")
+
+
+def chance() -> random.Random:
+    """Drawn anew each time; a test that fails shows the seed, and KILL_SEED repeats it."""
+    seed = int(os.environ.get("KILL_SEED", secrets.randbelow(2**32)))
+    print(f"KILL_SEED={seed}")
+    return random.Random(seed)
+
+
+@pytest.fixture
+def require_undisturbed_bits(
+    config: Path, tmp_path: Path, commands: Any, lasting_records: Any, event_series: Any
+) -> Callable[[Path, list[str]], None]:
+    """Weights, the last checkpoint, metrics and TensorBoard series are those of a run without Ray or kills."""
+
+    def compare(run: Path, options: list[str]) -> None:
+        plain = tmp_path / "plain"
+        commands.run("data_gen", config, f"storage.root={plain}")
+        commands.run("train", config, f"storage.root={plain}", *options)
+        expected = only_run(plain)
+        newest = sorted((expected / "checkpoints").iterdir())[-1].name
+        checkpoint = [f"checkpoints/{newest}/{name}" for name in ("engine.safetensors", "progress.json")]
+        for name in ("model.safetensors", *checkpoint):
+            assert (run / name).read_bytes() == (expected / name).read_bytes(), name
+        trained = [(step, tags) for step, tags in lasting_records(run) if not any(t.startswith("eval/") for t in tags)]
+        assert trained == lasting_records(expected)
+        curves = {tag: points for tag, points in event_series(run).items() if not tag.startswith("eval/")}
+        assert curves == event_series(expected)
+
+    return compare
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 3])
 def test_kill_9_of_workers_at_random_steps_ends_in_the_bits_of_a_run_without_ray_that_nothing_disturbed(
-    stage: int, job: list[str], config: Path, tmp_path: Path, commands: Any, lasting_records: Any, event_series: Any
+    stage: int, job: list[str], tmp_path: Path, commands: Any, require_undisturbed_bits: Any
 ) -> None:
     """Ray starts them again by itself; a checkpoint every other step, so that one is in flight when a kill falls."""
-    seed = int(os.environ.get("KILL_SEED", secrets.randbelow(2**32)))
-    print(f"KILL_SEED={seed}")
-    rng = random.Random(seed)
-    options = [f"train.zero_stage={stage}", "train.checkpoint_every=2", "train.log_every=1"]
+    rng = chance()
+    options = [f"train.zero_stage={stage}", *OFTEN]
     root = tmp_path / "root"
     process = commands.start("cluster", "run", *job, *options)
     for first in (5, 35):
@@ -118,16 +149,8 @@ def test_kill_9_of_workers_at_random_steps_ends_in_the_bits_of_a_run_without_ray
     output, _ = process.communicate(timeout=400)
     assert process.returncode == 0, output[-3000:]
 
-    plain = tmp_path / "plain"
-    commands.run("data_gen", config, f"storage.root={plain}")
-    commands.run("train", config, f"storage.root={plain}", *options)
-    run, expected = only_run(root), only_run(plain)
-    for name in ("model.safetensors", "checkpoints/step-00000060/engine.safetensors"):
-        assert (run / name).read_bytes() == (expected / name).read_bytes(), name
-    trained = [(step, tags) for step, tags in lasting_records(run) if not any(t.startswith("eval/") for t in tags)]
-    assert trained == lasting_records(expected)
-    curves = {tag: points for tag, points in event_series(run).items() if not tag.startswith("eval/")}
-    assert curves == event_series(expected)
+    run = only_run(root)
+    require_undisturbed_bits(run, options)
     assert not list(run.rglob("*.pkl")), "what Ray wrote for itself is gone"
     assert not (run / ".ray").exists()
 
@@ -162,6 +185,27 @@ def test_kill_9_of_the_driver_loses_nothing(job: list[str], tmp_path: Path, comm
     records = [json.loads(line) for line in (only_run(root) / "metrics.jsonl").read_text().splitlines()]
     steps = [record["step"] for record in records if "train/loss" in record["tags"]]
     assert steps == list(range(5, 61, 5)), "each record once, in order"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 3])
+def test_kill_9_of_the_driver_at_random_steps_ends_in_the_bits_of_a_run_without_ray_that_nothing_disturbed(
+    stage: int, job: list[str], tmp_path: Path, commands: Any, require_undisturbed_bits: Any
+) -> None:
+    """The same command, three times: a checkpoint every other step, so that one is in flight when a kill falls."""
+    rng = chance()
+    options = [f"train.zero_stage={stage}", *OFTEN]
+    root = tmp_path / "root"
+    for first in (5, 35):
+        process = commands.start("cluster", "run", *job, *options)
+        step = first + rng.randrange(15)
+        until(lambda step=step, process=process: recorded(root, step) or process.poll() is not None, 240)
+        time.sleep(rng.uniform(0, 0.05))
+        assert process.poll() is None, process.communicate()[0]
+        process.kill()
+        process.communicate(timeout=60)
+    commands.run("cluster", "run", *job, *options)
+    require_undisturbed_bits(only_run(root), options)
 
 
 def test_a_missed_expectation_is_an_exit_code(job: list[str], commands: Any) -> None:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -209,20 +209,8 @@ def test_a_disk_that_refuses_a_checkpoint_ends_the_run_and_loses_nothing(
     require_same_bits(run, unkilled)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """2 MB: enough for the checkpoints of the tiny model."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(folder)]
-    done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"needs the right to mount a tmpfs (root, or CAP_SYS_ADMIN in a container): {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
 @pytest.mark.slow
+@pytest.mark.parametrize("small_disk", ["2m"], indirect=True)  # enough for the checkpoints of the tiny model
 def test_a_disk_that_fills_up_in_training_ends_it_and_costs_only_the_steps_since_a_checkpoint(
     small_disk: Path, unkilled: Path, reference: Path, config: Path, commands: Any, require_same_bits: Any
 ) -> None:

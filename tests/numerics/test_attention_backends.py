@@ -17,12 +17,15 @@ TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-6, torch.float16: 6e-4, tor
 HALVES = [torch.bfloat16, torch.float16]
 
 
+NEEDS = {"gpu": "a CUDA device", "cpu": "a C++ compiler"}
+
+
 def refusal(name):
     x = torch.zeros(1, 1, 1, 1)
     try:
         choose(name, x, x, x, Seen())
     except ValueError as error:
-        return str(error)
+        return f"needs {NEEDS[name]}: {error}"
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import math
@@ -58,16 +59,29 @@ def launch(folder: Path, world: int, *jobs: dict[str, Any]) -> None:
 OPTIONS: dict[str, dict[str, Any]] = {
     "bf16": {"precision": "bf16", "diverges": GRADIENT_DIVERGES},
     "checkpointed": {"kind": "transformer", "activation_checkpointing": True},
-    "offload": {"offload": "optimizer"},
+    "offload": {"offload": "optimizer", "diverges": GRADIENT_DIVERGES},
+    "offload-bf16": {"offload": "optimizer", "precision": "bf16", "diverges": GRADIENT_DIVERGES},
+    "offload-fp16": {"offload": "optimizer", "precision": "fp16", "diverges": GRADIENT_DIVERGES},
     "fp16": {"precision": "fp16", "diverges": GRADIENT_DIVERGES},
+    "compiled": {"kind": "transformer", "compile": True},
 }
+POSSIBLE: dict[str, tuple[int, ...]] = dict.fromkeys(OPTIONS, STAGES[1:]) | {
+    "bf16": STAGES,
+    "checkpointed": STAGES,
+    "compiled": STAGES[:3],
+}
+"""The stages that have an option."""
 AT_ONCE = {("bf16", 0), ("bf16", 1), ("bf16", 3), ("checkpointed", 1), ("offload", 3), ("fp16", 1)}
 """Of these options under these stages; the others are for the slow tests."""
 
 
-def optional(option: str, stages: tuple[int, ...] = STAGES) -> list[Any]:
-    """The stages to test an option under."""
-    return [stage if (option, stage) in AT_ONCE else pytest.param(stage, marks=pytest.mark.slow) for stage in stages]
+def optional(*options: str) -> list[Any]:
+    """Each option under each of its stages."""
+    cases = [(option, stage) for option in options for stage in POSSIBLE[option]]
+    return [case if case in AT_ONCE else pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+
+
+EACH = functools.partial(pytest.mark.parametrize, ("option", "stage"))
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +109,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def more_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every option under every stage that has it, but for those at once."""
     folder = tmp_path_factory.mktemp("engine-options")
-    cases = [(option, stage) for option in OPTIONS for stage in STAGES if (option, stage) not in AT_ONCE]
-    possible = [(option, stage) for option, stage in cases if stage or option in ("bf16", "checkpointed")]
-    launch(folder, 2, *(job(f"{option}{stage}", zero_stage=stage, **OPTIONS[option]) for option, stage in possible))
+    cases = [(option, stage) for option in OPTIONS for stage in POSSIBLE[option] if (option, stage) not in AT_ONCE]
+    launch(folder, 2, *(job(f"{option}{stage}", zero_stage=stage, **OPTIONS[option]) for option, stage in cases))
     return folder
 
 
@@ -189,18 +202,16 @@ def test_a_gradient_that_is_not_finite_changes_nothing(stage: int, runs: Path) -
     refuses_the_gradient(runs, f"resumed{stage}")
 
 
-@pytest.mark.parametrize("stage", optional("bf16"))
-def test_a_gradient_that_is_not_finite_changes_nothing_in_bf16(stage: int, found: Found) -> None:
-    refuses_the_gradient(found("bf16", stage), f"bf16{stage}")
+@EACH(optional("bf16", "offload", "offload-bf16"))
+def test_a_gradient_that_is_not_finite_changes_nothing_under_options(option: str, stage: int, found: Found) -> None:
+    refuses_the_gradient(found(option, stage), f"{option}{stage}")
 
 
-@pytest.mark.parametrize("stage", optional("offload", STAGES[1:]))
+@EACH(optional("offload"))
 def test_a_host_side_optimiser_trains_as_plain_pytorch(
-    stage: int, found: Found, plain: tuple[Tensor, dict[str, Tensor]]
+    option: str, stage: int, found: Found, plain: tuple[Tensor, dict[str, Tensor]]
 ) -> None:
-    torch.testing.assert_close(
-        steps(found("offload", stage), f"offload{stage}").float(), plain[0], rtol=2e-6, atol=2e-6
-    )
+    torch.testing.assert_close(steps(found(option, stage), f"{option}{stage}").float(), plain[0], rtol=2e-6, atol=2e-6)
 
 
 @pytest.mark.parametrize("name", ["undivided", "quarters"])
@@ -208,10 +219,10 @@ def test_accumulation_changes_rounding_alone(name: str, runs: Path, plain: tuple
     torch.testing.assert_close(steps(runs, name).float(), plain[0], rtol=2e-6, atol=2e-6)
 
 
-@pytest.mark.parametrize("stage", optional("checkpointed"))
-def test_activation_checkpointing_trains_as_plain_pytorch(stage: int, found: Found) -> None:
+@EACH(optional("checkpointed", "compiled"))
+def test_a_transformer_trains_as_plain_pytorch(option: str, stage: int, found: Found) -> None:
     expected, _ = train_plainly("transformer")
-    seen = steps(found("checkpointed", stage), f"checkpointed{stage}").float()
+    seen = steps(found(option, stage), f"{option}{stage}").float()
     torch.testing.assert_close(seen, expected, rtol=2e-6, atol=2e-6)
 
 
@@ -220,16 +231,16 @@ def test_activation_checkpointing_changes_no_bit(runs: Path) -> None:
     assert equal(torch.load(runs / "checkpointed1.final0"), torch.load(runs / "kept.final0"))
 
 
-@pytest.mark.parametrize("stage", optional("fp16", STAGES[1:]))
+@EACH(optional("fp16", "offload-fp16"))
 def test_fp16_keeps_masters_and_skips_what_overflows(
-    stage: int, found: Found, plain: tuple[Tensor, dict[str, Tensor]]
+    option: str, stage: int, found: Found, plain: tuple[Tensor, dict[str, Tensor]]
 ) -> None:
-    folder = found("fp16", stage)
+    folder = found(option, stage)
     # DeepSpeed's half-precision path on the CPU's half arithmetic: 11 bits against 24
-    torch.testing.assert_close(steps(folder, f"fp16{stage}").float(), plain[0], rtol=2e-3, atol=2e-3)
-    seen = record(folder, f"fp16{stage}")
+    torch.testing.assert_close(steps(folder, f"{option}{stage}").float(), plain[0], rtol=2e-3, atol=2e-3)
+    seen = record(folder, f"{option}{stage}")
     assert (seen["skipped"], seen["diverged"], seen["changed"]) == (1, "", [])
-    weight = torch.load(folder / f"fp16{stage}.final0")["weight/first.weight"]
+    weight = torch.load(folder / f"{option}{stage}.final0")["weight/first.weight"]
     assert not torch.equal(weight, weight.half().float()), "masters are float32, not rounded"
 
 
@@ -244,13 +255,13 @@ def test_a_state_goes_on_under_another_stage_and_world_size(runs: Path) -> None:
     torch.testing.assert_close(steps(runs, "two"), expected, rtol=2e-6, atol=2e-6)
 
 
-@pytest.mark.parametrize("stage", optional("bf16"))
-def test_bf16_autocast_trains_as_plain_autocast_on_float32_parameters(stage: int, found: Found) -> None:
-    folder = found("bf16", stage)
+@EACH(optional("bf16", "offload-bf16"))
+def test_bf16_autocast_trains_as_plain_autocast_on_float32_parameters(option: str, stage: int, found: Found) -> None:
+    folder = found(option, stage)
     expected, _ = train_plainly("mlp", "bf16")
     # stages 1 to 3 also send the gradients of linear maps in bf16: 8 bits
-    torch.testing.assert_close(steps(folder, f"bf16{stage}").float(), expected, rtol=2e-3, atol=2e-3)
-    weight = torch.load(folder / f"bf16{stage}.final0")["weight/first.weight"]
+    torch.testing.assert_close(steps(folder, f"{option}{stage}").float(), expected, rtol=2e-3, atol=2e-3)
+    weight = torch.load(folder / f"{option}{stage}.final0")["weight/first.weight"]
     assert not torch.equal(weight, weight.bfloat16().float()), "parameters are float32, not rounded"
 
 
@@ -270,10 +281,3 @@ def test_a_state_of_another_model_is_refused(monkeypatch: pytest.MonkeyPatch) ->
             engine.load_state(state, 3)
     finally:
         dist.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_a_compiled_model_trains_as_plain_pytorch(tmp_path: Path) -> None:
-    launch(tmp_path, 1, job("compiled", kind="transformer", zero_stage=1, compile=True))
-    expected, _ = train_plainly("transformer")
-    torch.testing.assert_close(steps(tmp_path, "compiled").float(), expected, rtol=2e-6, atol=2e-6)
