@@ -29,6 +29,16 @@ SCALER = "scaler/state"
 skipped steps]."""
 
 
+_FRUGAL = {
+    "stage3_max_live_parameters": 0,
+    "stage3_max_reuse_distance": 0,
+    "stage3_prefetch_bucket_size": 0,
+    "reduce_bucket_size": 5_000_000,
+}
+"""Who takes stage 3 wants memory: a layer's weights go back to their ranks as soon as it has run. By default DeepSpeed
+keeps up to a billion gathered ones, so that a model of this project's size would take more than with stage 0."""
+
+
 class DivergedError(RuntimeError):
     """A loss or gradient that is not finite; no parameter and no moment was changed by it."""
 
@@ -219,6 +229,8 @@ def deepspeed_settings(config: TrainConfig, plan: BatchPlan) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,
     }
+    if config.zero_stage == 3:
+        settings["zero_optimization"] |= _FRUGAL
     if config.offload == "optimizer":
         settings["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
     if config.precision == "bf16":
