@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -17,6 +18,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster.__main__ import app
+from icrl.board import read_records
 from icrl.cli import absolute_root
 from icrl.config import load
 from icrl.run_dir import RunDirectory
@@ -264,3 +266,25 @@ def test_a_second_command_on_a_run_is_refused_at_once(job: list[str]) -> None:
         result = CliRunner().invoke(app, ["run", *job])
     assert result.exit_code == 2
     assert "is in use by process" in result.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("small_disk", ["8m"], indirect=True)
+def test_a_disk_that_fills_up_ends_the_job_with_its_words_and_the_same_command_goes_on(
+    small_disk: Path, config: Path, tmp_path: Path, commands: Any
+) -> None:
+    run = RunDirectory(small_disk / "runs" / "x")
+    words = ["cluster", "run", config, f"storage.root={tmp_path}", f"run.dir={run.path}", "dataset.source=virtual"]
+    words += ["train.steps=2000", "train.validate_every=2000"]
+    process = commands.start(*words)
+    until(lambda: any(record["step"] >= 40 for record in read_records(run.metrics)))
+    ballast = small_disk / "ballast"
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(512))
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 1, output
+    assert "No space left on device" in output, output[-3000:]
+    ballast.unlink()
+    commands.run(*words)
+    assert run.status()["state"] == "done"
