@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -46,15 +47,13 @@ def can_be_compiled() -> None:
 
 
 @pytest.fixture(autouse=True)
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+def poisoned() -> Iterator[None]:
     """Memory that the kernel must fill holds NaN before."""
-    empty, empty_like = torch.empty, torch.empty_like
-
-    def filled(x: Tensor) -> Tensor:
-        return x.fill_(torch.nan) if x.is_floating_point() else x
-
-    monkeypatch.setattr(fused.torch, "empty", lambda *size, **options: filled(empty(*size, **options)))
-    monkeypatch.setattr(fused.torch, "empty_like", lambda x, **options: filled(empty_like(x, **options)))
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    assert torch.zeros(1).new_empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before)
 
 
 def block_of(width: int = 32, heads: int = 2, inner: int = 32, *, attention: str = "relu") -> PracticalBlock:
@@ -189,6 +188,17 @@ def test_training_is_that_of_the_composition(monkeypatch: pytest.MonkeyPatch) ->
             losses[switch].append(float(loss.detach()))
     assert losses["1"] == pytest.approx(losses["0"], abs=1e-5)
     assert losses["1"][-1] < losses["1"][0] - 0.05
+
+
+def test_the_default_dtype_does_not_matter() -> None:
+    block, h, incoming = block_of(), stream(3, 40, 32), stream(3, 40, 32, seed=2)
+    expected = results(block, h, incoming)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = results(block, h, incoming)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def hooked() -> PracticalBlock:

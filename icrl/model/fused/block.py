@@ -116,7 +116,7 @@ class _Block(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         h, mixed, *parameters = ctx.saved_tensors
-        dh, flat = torch.empty_like(h), torch.empty(sum(parameter.numel() for parameter in parameters))
+        dh, flat = torch.empty_like(h), h.new_empty(sum(parameter.numel() for parameter in parameters))
         _call(
             "practical_block_backward", h, ctx.heads, ctx.epsilon, parameters, (h, mixed, grad.contiguous(), dh, flat)
         )
