@@ -222,8 +222,9 @@ def partitioned() -> PracticalBlock:
         (lambda: block_of(512, 4), stream(1, 2, 512), "embed_dim up to 256.*embed_dim 512"),
         (hooked, stream(1, 4, 32), "a hook waits"),
         (partitioned, stream(1, 4, 32), "ZeRO-3"),
+        (lambda: block_of().to("meta"), stream(1, 4, 32).to("meta"), "made for CPUs, got meta and parameters on meta"),
     ],
-    ids=["float64", "head", "mlp", "wide", "hook", "zero3"],
+    ids=["float64", "head", "mlp", "wide", "hook", "zero3", "meta"],
 )
 def test_a_refusal_says_why_and_the_composition_answers(
     make, h: Tensor, reason: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
@@ -236,7 +237,11 @@ def test_a_refusal_says_why_and_the_composition_answers(
     assert len(caplog.records) == 1, "said once"
     assert re.search(reason, caplog.text)
     monkeypatch.setattr(icrl.model.practical, "refusal", lambda *_: "the test asks for the composition")
-    assert torch.equal(out, block(h, None))
+    assert out.is_meta or torch.equal(out, block(h, None))
+
+
+def test_parameters_on_another_device_are_refused() -> None:
+    assert "parameters on meta" in (refusal(block_of().to("meta"), stream(1, 4, 32)) or "")
 
 
 def test_native_code_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,8 +79,8 @@ def _refusal(h_BND: Tensor, parts: Parts, heads: int) -> str | None:
     parameters = list(chain.from_iterable(part.parameters(recurse=False) for part in parts))
     if torch.compiler.is_compiling():
         return "torch.compile fuses the composition itself"
-    if h_BND.device.type != "cpu":
-        return f"it is made for CPUs, got {h_BND.device}"
+    if any(tensor.device.type != "cpu" for tensor in (h_BND, *parameters)):
+        return f"it is made for CPUs, got {h_BND.device} and parameters on {parameters[0].device}"
     if any(tensor.dtype != torch.float32 for tensor in (h_BND, *parameters)):
         return f"it computes in float32, got {h_BND.dtype} and parameters in {parameters[0].dtype}"
     if any(hasattr(parameter, "ds_id") for parameter in parameters):
