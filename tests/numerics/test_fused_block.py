@@ -257,10 +257,19 @@ def test_softmax_and_a_cache_are_the_compositions(monkeypatch: pytest.MonkeyPatc
         model.forward_cached(torch.rand(1, 10, 5), None, model.new_cache(1))
 
 
-def test_a_compiled_block_is_the_composition() -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.compiler, "is_compiling", lambda: True)
-        assert "torch.compile" in (refusal(block_of(), stream(1, 4, 32)) or "")
+@pytest.mark.parametrize("attention", ["relu", "softmax"])
+def test_a_compiled_model_is_one_graph_of_the_composition(attention: str) -> None:
+    shape = ModelConfig(layers=2, heads=2, embed_dim=16, mlp_dim=16, attention=attention)  # type: ignore[arg-type]
+    model = Transformer(shape, LinearBanditConfig(dim=3, n_actions=3, horizon=5), seed=1)
+    data = stream(2, 3, 3), torch.arange(10).view(2, 5) % 3, stream(2, 5, seed=2)
+    fused._log_once.cache_clear()
+    torch._dynamo.reset()
+    logging.getLogger(fused.__name__).setLevel(logging.INFO)
+    try:
+        out = torch.compile(model, backend="eager", fullgraph=True)(*data)
+    finally:
+        logging.getLogger(fused.__name__).setLevel(logging.NOTSET)
+    torch.testing.assert_close(out, model(*data), rtol=1e-5, atol=1e-6)
 
 
 def ranks_module() -> ModuleType:

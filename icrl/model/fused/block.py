@@ -53,7 +53,9 @@ class Sizes(ctypes.Structure):
 
 
 def refusal(h_BND: Tensor, parts: Parts, heads: int) -> str | None:
-    """Why this block is not computed here, None when it is; a reason is logged the first time."""
+    """Why this block is not computed here, None when it is; a reason is logged the first time, except while compiling."""
+    if torch.compiler.is_compiling():
+        return "torch.compile fuses the composition itself"  # before a log, which would break the graph
     reason = _refusal(h_BND, parts, heads)
     if reason is not None:
         _log_once(reason)
@@ -77,8 +79,6 @@ def pointers(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
 def _refusal(h_BND: Tensor, parts: Parts, heads: int) -> str | None:
     width, inner = h_BND.shape[-1], parts[4].out_features
     parameters = list(chain.from_iterable(part.parameters(recurse=False) for part in parts))
-    if torch.compiler.is_compiling():
-        return "torch.compile fuses the composition itself"
     if any(tensor.device.type != "cpu" for tensor in (h_BND, *parameters)):
         return f"it is made for CPUs, got {h_BND.device} and parameters on {parameters[0].device}"
     if any(tensor.dtype != torch.float32 for tensor in (h_BND, *parameters)):
