@@ -32,13 +32,16 @@ _SCHEMAS = {
 _OPS = torch.ops.icrl
 
 
-def is_traced(x: Tensor) -> bool:
-    """Does something look at operators, beside running them or instead: a compiler, a mode, a subclass, no device?"""
+def is_traced(*tensors: Tensor) -> bool:
+    """Does something look at operators, beside running them or instead: a compiler, a mode, a subclass, no device?
+
+    Or does one of the tensors stand for its negative, which an operator is given as it is meant?
+    """
     return (
         torch.compiler.is_compiling()
-        or x.is_meta
-        or type(x) not in {Tensor, torch.nn.Parameter}
         or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._is_tracing()
+        or any(x.is_meta or x.is_neg() or type(x) not in {Tensor, torch.nn.Parameter} for x in tensors)
     )
 
 

@@ -40,7 +40,7 @@ def _problem(
     arguments.require_scale(scale, normalizer, q)
     arguments.require_options(backend=backend, deterministic=deterministic)
     seen = arguments.seen_keys(q, k.shape[2], **visible)
-    traced = ops.is_traced(q)
+    traced = ops.is_traced(q, k, v)
     return _Problem(row_factor(seen, k.shape[2], scale, normalizer, q, traced=traced), seen, traced)
 
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.checkpoint import checkpoint
 
 from icrl.attention import dispatch, explain, relu_attention, relu_attention_qkvpacked
@@ -246,6 +247,20 @@ def test_function_transforms_and_modes_see_plain_operations():
     with torch._subclasses.FakeTensorMode():
         fake = [torch.empty(2, 4, 9, 8) for _ in range(3)]
         assert relu_attention(*fake).shape == (2, 4, 9, 8)
+
+
+def test_every_tensor_is_looked_at():
+    """A subclass among k and v, a tensor that stands for its negative, and a recording that runs on other tensors."""
+    q, k, v = tensors()
+    expected = relu_attention(q, k, v)
+    wrapped = relu_attention(q, TwoTensor(k, k.clone()), v)
+    assert isinstance(wrapped, TwoTensor)
+    assert torch.equal(wrapped.a, expected)
+    negative = torch.complex(torch.zeros(q.shape), -q).conj().imag
+    assert negative.is_neg()
+    assert torch.equal(relu_attention(negative, k, v), expected)
+    recorded = torch.jit.trace(relu_attention, tuple(torch.zeros_like(x) for x in (q, k, v)), check_trace=False)
+    assert torch.equal(recorded(q, k, v), expected)
 
 
 def test_autocast_leaves_the_dtype_alone():
