@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from icrl.attention import reference
 from icrl.attention.dispatch import run_backward, run_forward
@@ -46,8 +47,8 @@ def is_traced(*tensors: Tensor) -> bool:
 
 
 def is_transformed() -> bool:
-    """Is this inside torch.func, which can go through plain operations only?"""
-    return torch._C._are_functorch_transforms_active()
+    """Is this inside torch.func or forward-mode differentiation, which can go through plain operations only?"""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def flat(seen: Seen, backend: str) -> Flat:

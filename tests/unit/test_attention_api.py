@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.checkpoint import checkpoint
 
@@ -247,6 +248,15 @@ def test_function_transforms_and_modes_see_plain_operations():
     with torch._subclasses.FakeTensorMode():
         fake = [torch.empty(2, 4, 9, 8) for _ in range(3)]
         assert relu_attention(*fake).shape == (2, 4, 9, 8)
+
+
+def test_forward_mode_differentiation():
+    inputs, directions = tensors(dtype=torch.float64), tensors(dtype=torch.float64)[::-1]
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(*pair) for pair in zip(inputs, directions, strict=True)]
+        got = forward_ad.unpack_dual(relu_attention(*duals)).tangent
+    assert got is not None, "the tangent was dropped"
+    torch.testing.assert_close(got, torch.func.jvp(relu_attention_reference, (*inputs,), (*directions,))[1])
 
 
 def test_every_tensor_is_looked_at():
