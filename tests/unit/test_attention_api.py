@@ -259,6 +259,7 @@ def test_forward_mode_differentiation():
     torch.testing.assert_close(got, torch.func.jvp(relu_attention_reference, (*inputs,), (*directions,))[1])
 
 
+@pytest.mark.filterwarnings("ignore")  # torch.jit.trace warns of itself and of what it takes for constant
 def test_every_tensor_is_looked_at():
     """A subclass among k and v, a tensor that stands for its negative, and a recording that runs on other tensors."""
     q, k, v = tensors()

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from icrl import native
-from icrl.attention import cpu
+from icrl.attention import cpu, ops
 
 SOURCE = Path(__file__).with_name("block.cpp")
 INCLUDE = Path(cpu.__file__).parent
@@ -79,8 +79,11 @@ def pointers(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
 def _refusal(h_BND: Tensor, parts: Parts, heads: int) -> str | None:
     width, inner = h_BND.shape[-1], parts[4].out_features
     parameters = list(chain.from_iterable(part.parameters(recurse=False) for part in parts))
-    if any(tensor.device.type != "cpu" for tensor in (h_BND, *parameters)):
-        return f"it is made for CPUs, got {h_BND.device} and parameters on {parameters[0].device}"
+    if ops.is_traced(h_BND, *parameters) or ops.is_transformed():
+        return "something looks at operations or transforms them, and it is none"
+    for tensor in (h_BND, *parameters):
+        if tensor.device.type != "cpu":
+            return f"it is made for CPUs, got a tensor on {tensor.device}"
     if any(tensor.dtype != torch.float32 for tensor in (h_BND, *parameters)):
         return f"it computes in float32, got {h_BND.dtype} and parameters in {parameters[0].dtype}"
     if any(hasattr(parameter, "ds_id") for parameter in parameters):
