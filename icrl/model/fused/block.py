@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.module import _has_any_global_hook
 
 from icrl import native
 from icrl.attention import cpu, ops
@@ -44,6 +45,7 @@ _log = logging.getLogger(__name__)
 
 Parts = tuple[nn.LayerNorm, nn.Linear, nn.Linear, nn.LayerNorm, nn.Linear, nn.Linear]
 """attention_norm, qkv [3D,D], output [D,D], mlp_norm, mlp_in [D',D], mlp_out [D,D']; each with weight and bias."""
+_KINDS = (nn.LayerNorm, nn.Linear, nn.Linear, nn.LayerNorm, nn.Linear, nn.Linear)
 
 
 class Sizes(ctypes.Structure):
@@ -88,7 +90,12 @@ def _refusal(h_BND: Tensor, parts: Parts, heads: int) -> str | None:
         return f"it computes in float32, got {h_BND.dtype} and parameters in {parameters[0].dtype}"
     if any(hasattr(parameter, "ds_id") for parameter in parameters):
         return "under ZeRO-3 parameters are gathered where their module is called, it calls none"
-    if any(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks for part in parts):
+    if any(type(part) is not kind for part, kind in zip(parts, _KINDS, strict=True)):
+        return "a part of the block has a class of its own, with a forward pass of its own"
+    if _has_any_global_hook() or any(
+        part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
+        for part in parts
+    ):
         return "a hook waits for a call of a part of the block, it calls none"
     if width % 8 or width // heads % 8 or inner % 8 or width > MAX_WIDTH or inner > MAX_INNER:
         return (
