@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.checkpoint import checkpoint
 
@@ -57,6 +58,26 @@ REFUSED = {
     "window": ((Q, K, V), {"window": 0}, "window: got 0 with causal=True, expected at least 1"),
     "window negative": ((Q, K, V), {"window": -3}, "window: got -3"),
     "window, all keys": ((Q, K, V), {"window": 2, "causal": False}, "window: got 2 with causal=False"),
+    "window tensor": ((Q, K, V), {"window": torch.tensor(3)}, r"window: got tensor\(3\), expected None or an int .*item"),
+    "window fraction": ((Q, K, V), {"window": 2.5}, "window: got 2.5, expected None or an int"),
+    "window bool": ((Q, K, V), {"window": True}, "window: got True, expected None or an int"),
+    "offset fraction": ((Q, K, V), {"q_offset": 1.5}, "q_offset: got 1.5, expected None or an int"),
+    "offset far": ((Q, K, V), {"q_offset": 2**31}, "q_offset: got 2147483648, expected .* at most 1073741818 for 6 rows"),
+    "longest fraction": ((Q, K, V), {"cu_seqlens": BOUNDS, "max_seqlen": 4.5}, "max_seqlen: got 4.5, expected None or"),
+    "causal": ((Q, K, V), {"causal": "no"}, "causal: got 'no', expected True or False"),
+    "scale tensor": (
+        (Q, K, V),
+        {"scale": torch.nn.Parameter(torch.tensor(2.0))},
+        "scale: got Parameter, expected an int or a float .* multiply q by it",
+    ),
+    "scale word": ((Q, K, V), {"scale": "1"}, "scale: got str, expected an int or a float"),
+    "scale tiny": ((Q, K, V), {"scale": 1e-50}, "scale: got 1e-50, expected a number that float32 holds"),
+    "normalizer tiny": ((Q, K, V), {"normalizer": 1e-50}, r"normalizer: got 1e-50, expected .* float32 holds 1.0 / it"),
+    "normalizer tiny value": (
+        (Q, K, V),
+        {"normalizer": torch.full((6,), 1e-60, dtype=torch.float64)},
+        "normalizer: got a value that is not, expected positive",
+    ),
     "offset": ((Q, K, V), {"q_offset": -1}, "q_offset: got -1 .* expected at least 0"),
     "offset, all keys": ((Q, K, V), {"q_offset": 1, "causal": False}, "q_offset: got 1 with causal=False"),
     "offset, documents": ((Q, K, V), {"q_offset": 1, "cu_seqlens": BOUNDS}, "q_offset: .* without cu_seqlens"),
@@ -259,6 +280,16 @@ def test_forward_mode_differentiation():
     torch.testing.assert_close(got, torch.func.jvp(relu_attention_reference, (*inputs,), (*directions,))[1])
 
 
+@pytest.mark.parametrize("window", [2**30, 2**31 - 1, sys.maxsize, 2**70])
+def test_a_huge_window_is_none(window):
+    inputs = tensors(9, 20, grad=True)
+    for backend in ("auto", "blocked", "reference"):
+        out, plain = (relu_attention(*inputs, backend=backend, **x) for x in ({"window": window}, {}))
+        gradients, expected = (torch.autograd.grad(x.square().sum(), inputs) for x in (out, plain))
+        assert torch.equal(out, plain)
+        assert all(torch.equal(a, b) for a, b in zip(gradients, expected, strict=True))
+
+
 @pytest.mark.filterwarnings("ignore")  # torch.jit.trace warns of itself and of what it takes for constant
 def test_every_tensor_is_looked_at():
     """A subclass among k and v, a tensor that stands for its negative, and a recording that runs on other tensors."""
@@ -272,6 +303,21 @@ def test_every_tensor_is_looked_at():
     assert torch.equal(relu_attention(negative, k, v), expected)
     recorded = torch.jit.trace(relu_attention, tuple(torch.zeros_like(x) for x in (q, k, v)), check_trace=False)
     assert torch.equal(recorded(q, k, v), expected)
+
+
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+def test_values_are_not_read_where_something_traces(mode):
+    """cu_seqlens and a normaliser: the recording serves other values of both."""
+    q, k, v = tensors()
+    record = make_fx(lambda q, k, v, c, n: relu_attention(q, k, v, cu_seqlens=c, normalizer=n), tracing_mode=mode)
+    recorded = record(q, k, v, BOUNDS, torch.ones(6))
+    bounds, normalizer = torch.tensor([0, 1, 6]), torch.arange(1.0, 7)
+    expected = relu_attention(q, k, v, cu_seqlens=bounds, normalizer=normalizer)
+    torch.testing.assert_close(recorded(q, k, v, bounds, normalizer), expected)
+    with torch._subclasses.FakeTensorMode():
+        x = torch.empty(1, 2, 6, 8)
+        for options in ({"cu_seqlens": torch.empty(3, dtype=torch.int32)}, {"normalizer": torch.empty(6)}):
+            assert relu_attention(x, x, x, **options).shape == x.shape
 
 
 def test_autocast_leaves_the_dtype_alone():
