@@ -320,6 +320,17 @@ def test_values_are_not_read_where_something_traces(mode):
             assert relu_attention(x, x, x, **options).shape == x.shape
 
 
+def test_documents_that_changed_before_the_backward_pass_are_refused():
+    bounds = DOCUMENTS.clone()
+    inputs = tensors(grad=True)
+    packed = torch.stack([x.transpose(1, 2) for x in tensors()], 2).requires_grad_()
+    outs = relu_attention(*inputs, cu_seqlens=bounds), relu_attention_qkvpacked(packed, cu_seqlens=bounds)
+    bounds[1] = 4
+    for out in outs:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            out.sum().backward()
+
+
 def test_autocast_leaves_the_dtype_alone():
     for backend in ("blocked", "auto"):
         inputs = tensors(80, 80, grad=True)
