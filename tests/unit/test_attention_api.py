@@ -1,5 +1,6 @@
 """One function for ReLU attention: what it refuses, who computes it, and where it can be used."""
 
+import itertools
 import logging
 import sys
 from types import SimpleNamespace
@@ -332,14 +333,16 @@ def test_documents_that_changed_before_the_backward_pass_are_refused():
 
 
 def test_autocast_leaves_the_dtype_alone():
-    for backend in ("blocked", "auto"):
-        inputs = tensors(80, 80, grad=True)
+    inputs, weight = tensors(80, 80, grad=True), torch.randn(1, 2, 80, 4, generator=torch.Generator().manual_seed(3))
+    exact = relu_attention_reference(*(x.double() for x in inputs))
+    expected = [exact.detach(), *torch.autograd.grad((exact * weight).sum(), inputs)]
+    for backend, graph in itertools.product(("blocked", "auto"), (False, True)):
         with torch.autocast("cpu", torch.bfloat16):
             out = relu_attention(*inputs, backend=backend)
-            gradients = torch.autograd.grad(out.sum(), inputs)
-        exact = relu_attention_reference(*(x.double() for x in inputs))
-        assert out.dtype == gradients[0].dtype == torch.float32
-        assert torch.dist(out.detach().double(), exact.detach()) <= 1e-6 * exact.detach().norm()
+            gradients = torch.autograd.grad((out * weight).sum(), inputs, create_graph=graph)
+        for a, b in zip((out, *gradients), expected, strict=True):
+            assert a.dtype == torch.float32
+            assert torch.dist(a.detach().double(), b) <= 1e-6 * b.norm()
 
 
 def test_what_inference_keeps_serves_training():
