@@ -48,8 +48,9 @@ class KVCache:
         self.slots, self.batch, self.capacity, self.dtype = tuple(slots), batch, capacity, dtype
         self.backend = _chosen(backend, kind, self.slots, dtype, device)
         make = _BACKENDS[self.backend].Held
-        self.layers: list[HeldLayer] = [make(kind, slot, batch, capacity, dtype, device) for slot in self.slots]
-        self.lengths = torch.zeros(batch, dtype=torch.int32, device=device)
+        with torch.inference_mode(mode=False):  # what inference mode makes cannot be written to outside it
+            self.layers: list[HeldLayer] = [make(kind, slot, batch, capacity, dtype, device) for slot in self.slots]
+            self.lengths = torch.zeros(batch, dtype=torch.int32, device=device)
         """int32 [B], on the device: tokens held."""
         self.padding: Tensor | None = None
         """int32 [B], on the device: how many of the next step's tokens, from the first, are none: they are not stored
@@ -115,7 +116,7 @@ class KVCache:
         chosen = self._mask(torch.as_tensor(which, device="cpu"))
         self.lengths.masked_fill_(chosen.to(self.lengths.device), 0)
         self._began[chosen.numpy()] = self._counted
-        self._oldest = int(self._began.min())
+        self._oldest = int(self._began.min(initial=self._counted))
         self.aligned = False
 
     def _mask(self, which: Tensor) -> Tensor:
@@ -124,6 +125,8 @@ class KVCache:
             if which.shape != (self.batch,):
                 raise ValueError(f"which = a mask of shape {tuple(which.shape)}: expected ({self.batch},)")
             return which
+        if which.numel() and (which.is_floating_point() or which.is_complex()):
+            raise ValueError(f"which = {which.tolist()}: expected indices of environments or a mask of bools")
         indices = which.long().flatten()
         wrong = indices[(indices < 0) | (indices >= self.batch)]
         if len(wrong):
