@@ -97,7 +97,11 @@ def require_scale(scale: float, normalizer: Normalizer, q: Tensor) -> None:
         if _readable(normalizer):
             factor = scale / normalizer.to(wide)
             if not bool(((factor > 0) & (factor < math.inf)).all()):
-                _refuse("normalizer", "a value that is not", f"positive and finite values, and {scale} / them in {_name(wide)}")
+                _refuse(
+                    "normalizer",
+                    "a value that is not",
+                    f"positive and finite values, and {scale} / them in {_name(wide)}",
+                )
     elif isinstance(normalizer, str):
         if normalizer not in {"visible", "none"}:
             _refuse("normalizer", repr(normalizer), _NORMALIZERS)

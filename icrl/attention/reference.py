@@ -15,8 +15,8 @@ from icrl.attention.layout import rows_first
 from icrl.attention.problem import Seen
 from icrl.attention.visible import Normalizer, visible_count, visible_mask
 
-
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def _last_rows(q_BHND: Tensor, k_BGTD: Tensor) -> Seen:

@@ -27,8 +27,8 @@ class TheoryBlock(nn.Module):
         width = config.embed_dim
         if width > MAX_WIDTH:
             raise ValueError(
-                f"model.embed_dim = {width}: expected at most {MAX_WIDTH} with model.preset = theory, whose heads are as "
-                "wide as the model; model.preset = practical divides the width among model.heads"
+                f"model.embed_dim = {width}: expected at most {MAX_WIDTH} with model.preset = theory, whose heads are "
+                "as wide as the model; model.preset = practical divides the width among model.heads"
             )
         self.layer, self.radius = layer, config.clip_norm
         self.share = 1 / math.sqrt(2 * config.layers)

@@ -59,11 +59,19 @@ REFUSED = {
     "window": ((Q, K, V), {"window": 0}, "window: got 0 with causal=True, expected at least 1"),
     "window negative": ((Q, K, V), {"window": -3}, "window: got -3"),
     "window, all keys": ((Q, K, V), {"window": 2, "causal": False}, "window: got 2 with causal=False"),
-    "window tensor": ((Q, K, V), {"window": torch.tensor(3)}, r"window: got tensor\(3\), expected None or an int .*item"),
+    "window tensor": (
+        (Q, K, V),
+        {"window": torch.tensor(3)},
+        r"window: got tensor\(3\), expected None or an int .*item",
+    ),
     "window fraction": ((Q, K, V), {"window": 2.5}, "window: got 2.5, expected None or an int"),
     "window bool": ((Q, K, V), {"window": True}, "window: got True, expected None or an int"),
     "offset fraction": ((Q, K, V), {"q_offset": 1.5}, "q_offset: got 1.5, expected None or an int"),
-    "offset far": ((Q, K, V), {"q_offset": 2**31}, "q_offset: got 2147483648, expected .* at most 1073741818 for 6 rows"),
+    "offset far": (
+        (Q, K, V),
+        {"q_offset": 2**31},
+        "q_offset: got 2147483648, expected .* at most 1073741818 for 6 rows",
+    ),
     "longest fraction": ((Q, K, V), {"cu_seqlens": BOUNDS, "max_seqlen": 4.5}, "max_seqlen: got 4.5, expected None or"),
     "causal": ((Q, K, V), {"causal": "no"}, "causal: got 'no', expected True or False"),
     "scale tensor": (

@@ -55,7 +55,7 @@ class Sizes(ctypes.Structure):
 
 
 def refusal(h_BND: Tensor, parts: Parts, heads: int) -> str | None:
-    """Why this block is not computed here, None when it is; a reason is logged the first time, except while compiling."""
+    """Why this block is not computed here, None when it is; logged the first time, except while compiling."""
     if torch.compiler.is_compiling():
         return "torch.compile fuses the composition itself"  # before a log, which would break the graph
     reason = _refusal(h_BND, parts, heads)
@@ -92,7 +92,7 @@ def _refusal(h_BND: Tensor, parts: Parts, heads: int) -> str | None:
         return "under ZeRO-3 parameters are gathered where their module is called, it calls none"
     if any(type(part) is not kind for part, kind in zip(parts, _KINDS, strict=True)):
         return "a part of the block has a class of its own, with a forward pass of its own"
-    if _has_any_global_hook() or any(
+    if _has_any_global_hook() or any(  # type: ignore[no-untyped-call]
         part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
         for part in parts
     ):
