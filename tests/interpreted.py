@@ -246,6 +246,25 @@ def check_identities(results: dict[str, list[float]]) -> None:
             results[f"split sums: {case}"] = [float((parts - whole).norm() / whole.norm()), TOLERANCE[SINGLE]]
 
 
+def check_far(results: dict[str, list[float]]) -> None:
+    """Batches, heads and an incoming gradient that lie 2^31 elements apart: address space, hardly any memory."""
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    space = torch.empty(2**31 + 2**12, dtype=BRAIN)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    for name, shape, strides in (
+        ("batches", (2, 1, 5, 16), (2**31, 0, 16, 1)),
+        ("heads", (1, 2, 5, 16), (0, 2**31, 16, 1)),
+        ("rows of the gradient", (1, 1, 65, 16), (0, 0, 2**25, 1)),
+    ):
+        q, k, v, grad = torch.randn(4, *shape, generator=torch.Generator().manual_seed(1)).to(BRAIN)
+        far = space.as_strided(shape, strides).copy_(grad if "gradient" in name else q)
+        factor = torch.ones(shape[2])
+        near = [gpu.forward(q, k, v, factor, Seen()), *gpu.backward(grad, q, k, v, factor, Seen())]
+        q, grad = (q, far) if "gradient" in name else (far, grad)
+        got = [gpu.forward(q, k, v, factor, Seen()), *gpu.backward(grad, q, k, v, factor, Seen())]
+        results[name] = [float(max((a - b).abs().max() for a, b in zip(got, near, strict=True))), 0.0]
+
+
 HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32
 MATRIX = [
     Case(SINGLE, 100, 8, packed=True, batch=2),
@@ -296,12 +315,14 @@ def main() -> None:
             case "device":
                 found = attention_gpu_check.run_checks(small=True, device="cpu")
                 results |= {x.name: [x.error if x.repeats else 1.0, x.allowed] for x in found}
+            case "far":
+                check_far(results)
             case "cache":
                 check_cache(results)
             case "identities":
                 check_identities(results)
             case _:
-                raise ValueError(f"GROUP = {group}: expected matrix, whole, decode, cache, device or identities")
+                raise ValueError(f"GROUP = {group}: expected matrix, whole, decode, cache, far, device or identities")
     print(json.dumps(results))
 
 

@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 
 from icrl.attention.dispatch import require_backend
+from icrl.attention.ops import is_traced
 from icrl.attention.problem import Seen
 from icrl.attention.visible import Normalizer
 
 MAX_WIDTH = 256
 """Widest head."""
+FAR = 2**30
+"""Positions are below it, and a wider window is one of this many keys: no sum of two of them leaves 32 bits."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -26,7 +29,23 @@ def _refuse(name: str, got: object, expected: str) -> NoReturn:
 
 def _readable(x: Tensor) -> bool:
     """May its values be looked at, without waiting and outside a trace?"""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return x.device.type == "cpu" and not is_traced(x)
+
+
+_INTEGERS = (int, torch.SymInt)
+_NUMBERS = (*_INTEGERS, float, torch.SymFloat)
+
+
+def _is_a(kinds: tuple[type, ...], option: object) -> bool:
+    return isinstance(option, kinds) and not isinstance(option, bool)
+
+
+_SMALLEST = {wide: torch.finfo(wide).tiny for wide in (torch.float32, torch.float64)}
+_LARGEST = {wide: torch.finfo(wide).max for wide in (torch.float32, torch.float64)}
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def require_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -56,12 +75,18 @@ _NORMALIZERS = "visible, none, a positive number, or a tensor of one per row"
 
 
 def require_scale(scale: float, normalizer: Normalizer, q: Tensor) -> None:
-    """ValueError unless scale > 0, and the normaliser is a word, a number > 0 or one such number per row.
+    """ValueError unless scale > 0, the normaliser is a word, a number > 0 or one such number per row, and the factor of
+    a row, scale / normaliser, is a normal number of the type of the sums.
 
     Messages are made where they are needed: a size in a string would tie a compiled graph to that size.
     """
+    if not _is_a(_NUMBERS, scale):
+        _refuse("scale", type(scale).__name__, "an int or a float (one that is learnt: multiply q by it)")
     if not 0 < scale < math.inf:
         _refuse("scale", scale, "a positive number (negate q for a negative one: relu(-s) is not -relu(s))")
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    if not _SMALLEST[wide] <= scale <= _LARGEST[wide]:
+        _refuse("scale", scale, f"a number that {_name(wide)} holds")
     if isinstance(normalizer, Tensor):
         if normalizer.shape != (q.shape[2],) or normalizer.device != q.device:
             _refuse("normalizer", f"{tuple(normalizer.shape)} on {normalizer.device}", f"[{q.shape[2]}] on {q.device}")
@@ -69,13 +94,21 @@ def require_scale(scale: float, normalizer: Normalizer, q: Tensor) -> None:
             _refuse(
                 "normalizer", f"{normalizer.dtype} that requires a gradient", "a real constant: multiply the output"
             )
-        if _readable(normalizer) and not bool(((normalizer > 0) & (normalizer < math.inf)).all()):
-            _refuse("normalizer", "a value that is not", "positive and finite values")
+        if _readable(normalizer):
+            factor = scale / normalizer.to(wide)
+            if not bool(((factor > 0) & (factor < math.inf)).all()):
+                _refuse(
+                    "normalizer",
+                    "a value that is not",
+                    f"positive and finite values, and {scale} / them in {_name(wide)}",
+                )
     elif isinstance(normalizer, str):
         if normalizer not in {"visible", "none"}:
             _refuse("normalizer", repr(normalizer), _NORMALIZERS)
-    elif not isinstance(normalizer, (int, float)) or not 0 < normalizer < math.inf:
+    elif not _is_a(_NUMBERS, normalizer) or not 0 < normalizer < math.inf:
         _refuse("normalizer", normalizer, _NORMALIZERS)
+    elif not _SMALLEST[wide] <= scale / normalizer <= _LARGEST[wide]:
+        _refuse("normalizer", normalizer, f"a number such that {_name(wide)} holds {scale} / it")
 
 
 def _documents(cu_seqlens: Tensor, max_seqlen: int | None, q: Tensor, n_keys: int) -> tuple[Tensor, int]:
@@ -114,10 +147,18 @@ def seen_keys(
     q_offset: int | None,
 ) -> Seen:
     """The keys that a row sees; ValueError for arguments that do not go together."""
+    if not isinstance(causal, bool):
+        _refuse("causal", repr(causal), "True or False")
+    for name, option in (("window", window), ("q_offset", q_offset), ("max_seqlen", max_seqlen)):
+        if option is not None and not _is_a(_INTEGERS, option):
+            _refuse(name, repr(option), "None or an int (of a tensor of one number its .item())")
     if window is not None and (not causal or window < 1):
         _refuse("window", f"{window} with causal={causal}", "at least 1, with causal=True")
     if q_offset is not None and (q_offset < 0 or not causal or cu_seqlens is not None):
         _refuse("q_offset", f"{q_offset} with causal={causal}", "at least 0, with causal=True, without cu_seqlens")
+    if q_offset is not None and q_offset > FAR - q.shape[2]:
+        _refuse("q_offset", q_offset, f"positions below {FAR}: at most {FAR - q.shape[2]} for {q.shape[2]} rows")
+    window = None if window is None else min(window, FAR)
     if max_seqlen is not None and cu_seqlens is None:
         _refuse("max_seqlen", max_seqlen, "None without cu_seqlens")
     if cu_seqlens is not None:

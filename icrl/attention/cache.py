@@ -48,8 +48,9 @@ class KVCache:
         self.slots, self.batch, self.capacity, self.dtype = tuple(slots), batch, capacity, dtype
         self.backend = _chosen(backend, kind, self.slots, dtype, device)
         make = _BACKENDS[self.backend].Held
-        self.layers: list[HeldLayer] = [make(kind, slot, batch, capacity, dtype, device) for slot in self.slots]
-        self.lengths = torch.zeros(batch, dtype=torch.int32, device=device)
+        with torch.inference_mode(mode=False):  # what inference mode makes cannot be written to outside it
+            self.layers: list[HeldLayer] = [make(kind, slot, batch, capacity, dtype, device) for slot in self.slots]
+            self.lengths = torch.zeros(batch, dtype=torch.int32, device=device)
         """int32 [B], on the device: tokens held."""
         self.padding: Tensor | None = None
         """int32 [B], on the device: how many of the next step's tokens, from the first, are none: they are not stored
@@ -112,10 +113,10 @@ class KVCache:
             self._counted, self._oldest, self.aligned = 0, 0, True
             self._began[:] = 0
             return
-        chosen = self._mask(torch.as_tensor(which).cpu())
+        chosen = self._mask(torch.as_tensor(which, device="cpu"))
         self.lengths.masked_fill_(chosen.to(self.lengths.device), 0)
         self._began[chosen.numpy()] = self._counted
-        self._oldest = int(self._began.min())
+        self._oldest = int(self._began.min(initial=self._counted))
         self.aligned = False
 
     def _mask(self, which: Tensor) -> Tensor:
@@ -124,11 +125,13 @@ class KVCache:
             if which.shape != (self.batch,):
                 raise ValueError(f"which = a mask of shape {tuple(which.shape)}: expected ({self.batch},)")
             return which
+        if which.numel() and (which.is_floating_point() or which.is_complex()):
+            raise ValueError(f"which = {which.tolist()}: expected indices of environments or a mask of bools")
         indices = which.long().flatten()
         wrong = indices[(indices < 0) | (indices >= self.batch)]
         if len(wrong):
             raise ValueError(f"which = {int(wrong[0])}: expected an environment from 0 to {self.batch - 1}")
-        return torch.zeros(self.batch, dtype=torch.bool).index_fill_(0, indices, value=True)
+        return torch.zeros(self.batch, dtype=torch.bool, device="cpu").index_fill_(0, indices, value=True)
 
     def _require_room(self, n_new: int) -> None:
         if self.longest + n_new > self.capacity:
@@ -147,6 +150,8 @@ class KVCache:
             )
         if q.shape[1] % slot.heads:
             raise ValueError(f"q has {q.shape[1]} heads: expected a multiple of the cache's {slot.heads}")
+        if not q.device == k.device == v.device == self.lengths.device:
+            raise ValueError(f"q {q.device}, k {k.device}, v {v.device}: expected {self.lengths.device}, the cache's")
         if not q.dtype == k.dtype == v.dtype == self.dtype:
             raise ValueError(f"q {q.dtype}, k {k.dtype}, v {v.dtype}: expected {self.dtype}, the cache's")
         if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from icrl.attention import reference
 from icrl.attention.dispatch import run_backward, run_forward
@@ -32,19 +33,22 @@ _SCHEMAS = {
 _OPS = torch.ops.icrl
 
 
-def is_traced(x: Tensor) -> bool:
-    """Does something look at operators, beside running them or instead: a compiler, a mode, a subclass, no device?"""
+def is_traced(*tensors: Tensor) -> bool:
+    """Does something look at operators, beside running them or instead: a compiler, a mode, a subclass, no device?
+
+    Or does one of the tensors stand for its negative, which an operator is given as it is meant?
+    """
     return (
         torch.compiler.is_compiling()
-        or x.is_meta
-        or type(x) not in {Tensor, torch.nn.Parameter}
         or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._is_tracing()
+        or any(x.is_meta or x.is_neg() or type(x) not in {Tensor, torch.nn.Parameter} for x in tensors)
     )
 
 
 def is_transformed() -> bool:
-    """Is this inside torch.func, which can go through plain operations only?"""
-    return torch._C._are_functorch_transforms_active()
+    """Is this inside torch.func or forward-mode differentiation, which can go through plain operations only?"""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def flat(seen: Seen, backend: str) -> Flat:

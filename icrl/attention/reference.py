@@ -4,12 +4,19 @@ Also the backend `reference`, whose backward pass is plain differentiable operat
 Shapes: B batch, H heads, G key heads, T keys, N queries, D width of a head, E width of a value.
 """
 
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar, cast
+
 import torch
 from torch import Tensor
 
 from icrl.attention.layout import rows_first
 from icrl.attention.problem import Seen
 from icrl.attention.visible import Normalizer, visible_count, visible_mask
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def _last_rows(q_BHND: Tensor, k_BGTD: Tensor) -> Seen:
@@ -66,6 +73,21 @@ def _wide(*tensors: Tensor) -> list[Tensor]:
     return [x.to(torch.promote_types(x.dtype, torch.float32)) for x in tensors]
 
 
+def _without_autocast(compute: Callable[P, R]) -> Callable[P, R]:
+    """The dtype given is the dtype meant."""
+
+    @wraps(compute)
+    def run(*arguments: P.args, **options: P.kwargs) -> R:
+        device = cast("Tensor", arguments[0]).device.type
+        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+            return compute(*arguments, **options)
+        with torch.autocast(device, enabled=False):
+            return compute(*arguments, **options)
+
+    return run
+
+
+@_without_autocast
 def forward(q: Tensor, k: Tensor, v: Tensor, factor: Tensor, seen: Seen) -> Tensor:
     """As `icrl.attention.problem` says."""
     wide_q, wide_k, wide_v = _wide(q, _per_query_head(q, k), _per_query_head(q, v))
@@ -74,6 +96,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, factor: Tensor, seen: Seen) -> Tens
     return rows_first(out.to(q.dtype))
 
 
+@_without_autocast
 def backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, factor: Tensor, seen: Seen
 ) -> tuple[Tensor, Tensor, Tensor]:

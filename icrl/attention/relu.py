@@ -5,6 +5,7 @@ Shapes: B batch, H query heads, G key heads (H a multiple of G), N queries, T ke
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -40,8 +41,13 @@ def _problem(
     arguments.require_scale(scale, normalizer, q)
     arguments.require_options(backend=backend, deterministic=deterministic)
     seen = arguments.seen_keys(q, k.shape[2], **visible)
-    traced = ops.is_traced(q)
+    traced = ops.is_traced(q, k, v)
     return _Problem(row_factor(seen, k.shape[2], scale, normalizer, q, traced=traced), seen, traced)
+
+
+def _with(seen: Seen, documents: Tensor | None) -> Seen:
+    """`seen` with the documents that autograd saved: it refuses those that were changed in place since."""
+    return seen if documents is None else replace(seen, documents=documents)
 
 
 class _Attention(torch.autograd.Function):
@@ -49,17 +55,18 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, factor: Tensor, seen: Seen, backend: str) -> Tensor:
-        ctx.save_for_backward(q, k, v, factor)
+        ctx.save_for_backward(q, k, v, factor, seen.documents)
         ctx.seen, ctx.backend = seen, backend
         return run_forward(backend, q, k, v, factor, seen)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, factor = ctx.saved_tensors
+        q, k, v, factor, documents = ctx.saved_tensors
+        seen = _with(ctx.seen, documents)
         if torch.is_grad_enabled():  # create_graph: the gradient itself is to be differentiated
-            gradients = reference.backward(grad, q, k, v, factor, ctx.seen)
+            gradients = reference.backward(grad, q, k, v, factor, seen)
         else:
-            gradients = run_backward(ctx.backend, grad, q, k, v, factor, ctx.seen)
+            gradients = run_backward(ctx.backend, grad, q, k, v, factor, seen)
         return *gradients, None, None, None
 
 
@@ -68,17 +75,18 @@ class _PackedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, factor: Tensor, seen: Seen, backend: str) -> Tensor:
-        ctx.save_for_backward(qkv, factor)
+        ctx.save_for_backward(qkv, factor, seen.documents)
         ctx.seen, ctx.backend = seen, backend
         return run_forward(backend, *split_packed(qkv), factor, seen)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        qkv, factor = ctx.saved_tensors
+        qkv, factor, documents = ctx.saved_tensors
+        seen = _with(ctx.seen, documents)
         if torch.is_grad_enabled():
-            gradients = reference.backward(grad, *split_packed(qkv), factor, ctx.seen)
+            gradients = reference.backward(grad, *split_packed(qkv), factor, seen)
         else:
-            gradients = run_backward(ctx.backend, grad, *split_packed(qkv), factor, ctx.seen)
+            gradients = run_backward(ctx.backend, grad, *split_packed(qkv), factor, seen)
         return join_packed(*gradients), None, None, None
 
 

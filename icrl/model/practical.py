@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from icrl.attention import KVCache, attention
+from icrl.attention import KVCache, attention, relu_attention_qkvpacked
 from icrl.config import ModelConfig
 from icrl.model.fused import fused_block, refusal
 from icrl.model.initial import normal
@@ -54,10 +54,12 @@ class PracticalBlock(nn.Module):
         qkv = self.qkv(self.attention_norm(h_BND)).view(batch, n_tokens, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         scale = (width // self.heads) ** -0.5
-        if cache is None:
-            mixed = attention(q, k, v, self.kind, scale)
-        else:
+        if cache is not None:
             mixed = cache.append_and_attend(self.layer, q, k, v, scale)
+        elif self.kind == "relu":  # whose gradient is one tensor, nothing puts three together
+            mixed = relu_attention_qkvpacked(qkv, scale=scale)
+        else:
+            mixed = attention(q, k, v, self.kind, scale)
         h_BND = h_BND + self.output(mixed.transpose(1, 2).reshape(batch, n_tokens, width))
         out: Tensor = h_BND + self.mlp_out(torch.relu(self.mlp_in(self.mlp_norm(h_BND))))
         return out

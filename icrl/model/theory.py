@@ -11,19 +11,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from icrl.attention import KVCache, relu_attention
+from icrl.attention import MAX_WIDTH, KVCache, relu_attention
 from icrl.config import ModelConfig
 
 
 class TheoryBlock(nn.Module):
     """Def 1-3: h_i += sum_m (1/i) sum_{j <= i} relu(<Q_m h_i, K_m h_j>) V_m h_j; h_i += W_2 relu(W_1 h_i); clip_R.
 
-    Q, K, V [M,D,D], W_1 [D',D], W_2 [D,D']: no scale, no output matrix, no bias, no LayerNorm.
+    Q, K, V [M,D,D], W_1 [D',D], W_2 [D,D']: no scale, no output matrix, no bias, no LayerNorm. ValueError for an
+    embed_dim that no attention takes as the width of a head.
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         width = config.embed_dim
+        if width > MAX_WIDTH:
+            raise ValueError(
+                f"model.embed_dim = {width}: expected at most {MAX_WIDTH} with model.preset = theory, whose heads are "
+                "as wide as the model; model.preset = practical divides the width among model.heads"
+            )
         self.layer, self.radius = layer, config.clip_norm
         self.share = 1 / math.sqrt(2 * config.layers)
         self.query, self.key, self.value = (nn.Parameter(torch.empty(config.heads, width, width)) for _ in range(3))
@@ -67,4 +73,4 @@ def clip(h_BND: Tensor, radius: float | None) -> Tensor:
     if radius is None:
         return h_BND
     norm: Tensor = torch.linalg.vector_norm(h_BND, dim=-1, keepdim=True)
-    return h_BND * (radius / norm).clamp(max=1)
+    return h_BND * (radius / norm.clamp(min=radius))  # at a norm of 0, too, with a gradient

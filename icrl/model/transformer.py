@@ -136,8 +136,8 @@ class Transformer(nn.Module):
         return logits
 
     def _cast(self, shown: Tensor) -> Tensor:
-        """Action sets in the parameters' dtype, states as they are."""
-        return shown.to(self.dtype) if shown.is_floating_point() else shown
+        """Action sets [B,A,d] in the parameters' dtype, states as they are."""
+        return shown.to(self.dtype) if shown.ndim == 3 else shown
 
     def num_parameters(self) -> dict[str, int]:
         """Parameters by part: backbone (layers and final norm), embedding, position, read_out; and the total."""

@@ -69,7 +69,7 @@ class MDPTokenizer:
         asked = self._states(state[:, None], reward.dtype)
         played = self._played(action[:, None], reward[:, None])
         if self.kind == "merged":
-            return asked + (played if isinstance(first, int) else played * (first > 0)[:, None, None])
+            return asked + (played if isinstance(first, int) else torch.where((first > 0)[:, None, None], played, 0))
         assert isinstance(first, int), "rounds of this layout differ in their number of tokens"
         ended = first % self.tokens_per_episode == self.tokens_per_episode - 2
         return torch.cat([played, torch.zeros_like(played), asked] if ended else [played, asked], dim=1)

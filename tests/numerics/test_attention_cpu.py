@@ -28,11 +28,13 @@ def one_thread():
 
 
 @pytest.fixture(autouse=True)
-def poisoned(monkeypatch):
+def poisoned():
     """Memory that a kernel must fill holds NaN before."""
-    empty, empty_like = torch.empty, torch.empty_like
-    monkeypatch.setattr(torch, "empty", lambda *size, **kw: empty(*size, **kw).fill_(torch.nan))
-    monkeypatch.setattr(torch, "empty_like", lambda x, **kw: empty_like(x, **kw).fill_(torch.nan))
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    assert torch.zeros(1).new_empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before)
 
 
 def documents(*lengths):
@@ -267,6 +269,17 @@ def test_batch_entries_and_heads_do_not_touch(isa):
             one = (q[b : b + 1, heads], k[b : b + 1, g : g + 1], v[b : b + 1, g : g + 1], grad[b : b + 1, heads])
             for part, all_, of in zip(both_ways(*one, factor, Seen()), whole, (heads, heads, g, g), strict=True):
                 assert torch.equal(part[0], all_[b, of if isinstance(of, slice) else slice(g, g + 1)])
+
+
+def test_the_default_device_does_not_matter():
+    given_ = inputs(1, 2, 2, 9, 9, 8, 8)
+    torch.set_default_device("meta")
+    try:
+        got = both_ways(*given_, Seen())
+    finally:
+        torch.set_default_device(None)
+    assert {x.device.type for x in got} == {"cpu"}
+    assert_right(got, *given_, Seen())
 
 
 def test_empty_problems(isa):

@@ -211,6 +211,51 @@ def test_without_a_compiler_torch_decodes(monkeypatch):
         KVCache([Slot(1, 2, 2)], 1, 2, backend="native")
 
 
+@pytest.mark.parametrize(("backend", "kind"), KERNELS)
+def test_the_default_device_does_not_matter(backend, kind):
+    q, k, v = tokens((2, 2, 4, 4), 3)
+    torch.set_default_device("meta")
+    try:
+        cache = KVCache([Slot(2, 4, 4)], 3, 3, kind=kind, dtype=q.dtype, backend=backend)
+        cache.reset([1])
+        out = cache.append_and_attend(0, q, k, v)
+    finally:
+        torch.set_default_device(None)
+    assert error(out, specification(kind, q, k, v, 1.0)) <= TOLERANCE[q.dtype]
+
+
+@pytest.mark.parametrize(("backend", "kind"), KERNELS)
+def test_a_cache_made_in_inference_mode_serves_outside_it(backend, kind):
+    q, k, v = tokens((2, 2, 4, 4), 3)
+    with torch.inference_mode():
+        cache = KVCache([Slot(2, 4, 4)], 3, 3, kind=kind, dtype=q.dtype, backend=backend)
+        cache.append_and_attend(0, q, k, v)
+        cache.advance(3)
+    for which in ([0, 1, 2], None):
+        cache.reset(which)
+        with torch.no_grad():
+            out = cache.append_and_attend(0, q, k, v)
+            cache.advance(3)
+        assert error(out, specification(kind, q, k, v, 1.0)) <= TOLERANCE[q.dtype]
+
+
+def test_resetting_nobody_changes_nothing():
+    for batch in (0, 2):
+        cache = KVCache([Slot(1, 2, 2)], batch, 5)
+        cache.advance(2)
+        cache.reset([])
+        assert cache.lengths.tolist() == [2] * batch
+
+
+def test_padding_is_that_of_one_step():
+    cache = KVCache([Slot(1, 2, 2)], 2, 5)
+    cache.padding = torch.tensor([1, 0], dtype=torch.int32)
+    cache.advance(2)
+    assert cache.padding is None
+    cache.advance(1)
+    assert cache.lengths.tolist() == [2, 3]
+
+
 def test_the_capacity_is_that_of_the_longest():
     zeros = [torch.zeros(2, 1, 2, 2)] * 3
     cache = KVCache([Slot(1, 2, 2)], 2, 5)
@@ -240,9 +285,13 @@ def test_refusals():
         cache.append_and_attend(0, torch.zeros(2, 3, 1, 3), k, v)
     with pytest.raises(ValueError, match=r"q torch.float64.* expected torch.float32"):
         cache.append_and_attend(0, q.double(), k, v)
+    with pytest.raises(ValueError, match=r"q meta, k cpu, v cpu: expected cpu, the cache's"):
+        cache.append_and_attend(0, q.to("meta"), k, v)
     with pytest.raises(ValueError, match=r"no backward pass: call it under torch.inference_mode"):
         cache.append_and_attend(0, q.requires_grad_(), k, v)
     with pytest.raises(ValueError, match="which = 2: expected an environment from 0 to 1"):
         cache.reset([0, 2])
+    with pytest.raises(ValueError, match=r"which = \[0\.69\d*\]: expected indices of environments or a mask"):
+        cache.reset([0.7])
     with pytest.raises(ValueError, match=r"mask of shape \(3,\): expected \(2,\)"):
         cache.reset(torch.ones(3, dtype=torch.bool))

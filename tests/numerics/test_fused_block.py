@@ -9,12 +9,15 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 import icrl.model.practical
@@ -46,15 +49,13 @@ def can_be_compiled() -> None:
 
 
 @pytest.fixture(autouse=True)
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+def poisoned() -> Iterator[None]:
     """Memory that the kernel must fill holds NaN before."""
-    empty, empty_like = torch.empty, torch.empty_like
-
-    def filled(x: Tensor) -> Tensor:
-        return x.fill_(torch.nan) if x.is_floating_point() else x
-
-    monkeypatch.setattr(fused.torch, "empty", lambda *size, **options: filled(empty(*size, **options)))
-    monkeypatch.setattr(fused.torch, "empty_like", lambda x, **options: filled(empty_like(x, **options)))
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    assert torch.zeros(1).new_empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before)
 
 
 def block_of(width: int = 32, heads: int = 2, inner: int = 32, *, attention: str = "relu") -> PracticalBlock:
@@ -191,6 +192,17 @@ def test_training_is_that_of_the_composition(monkeypatch: pytest.MonkeyPatch) ->
     assert losses["1"][-1] < losses["1"][0] - 0.05
 
 
+def test_the_default_dtype_does_not_matter() -> None:
+    block, h, incoming = block_of(), stream(3, 40, 32), stream(3, 40, 32, seed=2)
+    expected = results(block, h, incoming)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = results(block, h, incoming)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def hooked() -> PracticalBlock:
     block = block_of()
     block.qkv.register_forward_hook(lambda module, inputs, output: None)
@@ -229,6 +241,58 @@ def test_a_refusal_says_why_and_the_composition_answers(
     assert torch.equal(out, block(h, None))
 
 
+def test_parameters_on_another_device_are_refused() -> None:
+    block = block_of()
+    block.mlp_out.to("meta")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused.ops, "is_traced", lambda *_: False)
+        assert "got a tensor on meta" in (refusal(block, stream(1, 4, 32)) or "")
+
+
+def test_traces_and_transforms_see_the_composition() -> None:
+    block, h = block_of(), stream(3, 9, 32)
+    expected = block(h, None)
+    other = stream(3, 9, 32, seed=5)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            recorded = make_fx(lambda x: block(x, None))(h)
+            torch.testing.assert_close(recorded(other), block(other, None))
+    torch.testing.assert_close(torch.func.vmap(lambda x: block(x[None], None)[0])(h), expected)
+    weights = dict(block.named_parameters())
+    gradients = torch.func.grad(lambda p: torch.func.functional_call(block, p, (h, None)).square().sum())(weights)
+    expected.square().sum().backward()
+    for name, parameter in block.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-4)
+    with FakeTensorMode():
+        assert block_of()(torch.empty(2, 9, 32), None).shape == (2, 9, 32)
+
+
+def test_every_call_that_a_hook_or_a_subclass_waits_for_is_made() -> None:
+    calls: list[str] = []
+    for name, kind in (("attention_norm", nn.LayerNorm), ("qkv", nn.Linear)):
+
+        class Watched(kind):  # type: ignore[misc, valid-type]
+            def forward(self, x: Tensor) -> Tensor:
+                calls.append("subclass")
+                return super().forward(x)  # type: ignore[no-any-return]
+
+        block = block_of()
+        part = getattr(block, name)
+        part.__class__ = Watched
+        block(stream(1, 4, 32), None)
+    for register in ("forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"):
+        block = block_of()
+        getattr(block.mlp_in, f"register_{register}")(lambda *_, said=register: calls.append(said))
+        block(stream(1, 4, 32), None).sum().backward()
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: calls.append("global"))
+    try:
+        block_of()(stream(1, 4, 32), None)
+    finally:
+        handle.remove()
+    hooks = ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"]
+    assert calls == ["subclass", "subclass", *hooks, *["global"] * 7]
+
+
 def test_native_code_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ICRL_NATIVE", "0")
     assert "ICRL_NATIVE = 0" in (refusal(block_of(), stream(1, 4, 32)) or "")
@@ -242,10 +306,19 @@ def test_softmax_and_a_cache_are_the_compositions(monkeypatch: pytest.MonkeyPatc
         model.forward_cached(torch.rand(1, 10, 5), None, model.new_cache(1))
 
 
-def test_a_compiled_block_is_the_composition() -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.compiler, "is_compiling", lambda: True)
-        assert "torch.compile" in (refusal(block_of(), stream(1, 4, 32)) or "")
+@pytest.mark.parametrize("attention", ["relu", "softmax"])
+def test_a_compiled_model_is_one_graph_of_the_composition(attention: str) -> None:
+    shape = ModelConfig(layers=2, heads=2, embed_dim=16, mlp_dim=16, attention=attention)  # type: ignore[arg-type]
+    model = Transformer(shape, LinearBanditConfig(dim=3, n_actions=3, horizon=5), seed=1)
+    data = stream(2, 3, 3), torch.arange(10).view(2, 5) % 3, stream(2, 5, seed=2)
+    fused._log_once.cache_clear()
+    torch._dynamo.reset()
+    logging.getLogger(fused.__name__).setLevel(logging.INFO)
+    try:
+        out = torch.compile(model, backend="eager", fullgraph=True)(*data)
+    finally:
+        logging.getLogger(fused.__name__).setLevel(logging.NOTSET)
+    torch.testing.assert_close(out, model(*data), rtol=1e-5, atol=1e-6)
 
 
 def ranks_module() -> ModuleType:

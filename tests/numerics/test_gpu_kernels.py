@@ -32,6 +32,7 @@ def interpreted(*groups: str) -> dict[str, list[float]]:
         ("matrix", 52),
         ("decode", 16),
         ("cache", 4),
+        ("far", 3),
         ("identities", 19),
         # the checks that the GPU benchmark runs on a device, so that they are known to work
         pytest.param("device", 12 + 10 + 12, marks=pytest.mark.slow),

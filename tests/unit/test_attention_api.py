@@ -1,11 +1,15 @@
 """One function for ReLU attention: what it refuses, who computes it, and where it can be used."""
 
+import itertools
 import logging
 import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.checkpoint import checkpoint
 
 from icrl.attention import dispatch, explain, relu_attention, relu_attention_qkvpacked
@@ -55,6 +59,34 @@ REFUSED = {
     "window": ((Q, K, V), {"window": 0}, "window: got 0 with causal=True, expected at least 1"),
     "window negative": ((Q, K, V), {"window": -3}, "window: got -3"),
     "window, all keys": ((Q, K, V), {"window": 2, "causal": False}, "window: got 2 with causal=False"),
+    "window tensor": (
+        (Q, K, V),
+        {"window": torch.tensor(3)},
+        r"window: got tensor\(3\), expected None or an int .*item",
+    ),
+    "window fraction": ((Q, K, V), {"window": 2.5}, "window: got 2.5, expected None or an int"),
+    "window bool": ((Q, K, V), {"window": True}, "window: got True, expected None or an int"),
+    "offset fraction": ((Q, K, V), {"q_offset": 1.5}, "q_offset: got 1.5, expected None or an int"),
+    "offset far": (
+        (Q, K, V),
+        {"q_offset": 2**31},
+        "q_offset: got 2147483648, expected .* at most 1073741818 for 6 rows",
+    ),
+    "longest fraction": ((Q, K, V), {"cu_seqlens": BOUNDS, "max_seqlen": 4.5}, "max_seqlen: got 4.5, expected None or"),
+    "causal": ((Q, K, V), {"causal": "no"}, "causal: got 'no', expected True or False"),
+    "scale tensor": (
+        (Q, K, V),
+        {"scale": torch.nn.Parameter(torch.tensor(2.0))},
+        "scale: got Parameter, expected an int or a float .* multiply q by it",
+    ),
+    "scale word": ((Q, K, V), {"scale": "1"}, "scale: got str, expected an int or a float"),
+    "scale tiny": ((Q, K, V), {"scale": 1e-50}, "scale: got 1e-50, expected a number that float32 holds"),
+    "normalizer tiny": ((Q, K, V), {"normalizer": 1e-50}, r"normalizer: got 1e-50, expected .* float32 holds 1.0 / it"),
+    "normalizer tiny value": (
+        (Q, K, V),
+        {"normalizer": torch.full((6,), 1e-60, dtype=torch.float64)},
+        "normalizer: got a value that is not, expected positive",
+    ),
     "offset": ((Q, K, V), {"q_offset": -1}, "q_offset: got -1 .* expected at least 0"),
     "offset, all keys": ((Q, K, V), {"q_offset": 1, "causal": False}, "q_offset: got 1 with causal=False"),
     "offset, documents": ((Q, K, V), {"q_offset": 1, "cu_seqlens": BOUNDS}, "q_offset: .* without cu_seqlens"),
@@ -248,15 +280,77 @@ def test_function_transforms_and_modes_see_plain_operations():
         assert relu_attention(*fake).shape == (2, 4, 9, 8)
 
 
+def test_forward_mode_differentiation():
+    inputs, directions = tensors(dtype=torch.float64), tensors(dtype=torch.float64)[::-1]
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(*pair) for pair in zip(inputs, directions, strict=True)]
+        got = forward_ad.unpack_dual(relu_attention(*duals)).tangent
+    assert got is not None, "the tangent was dropped"
+    torch.testing.assert_close(got, torch.func.jvp(relu_attention_reference, (*inputs,), (*directions,))[1])
+
+
+@pytest.mark.parametrize("window", [2**30, 2**31 - 1, sys.maxsize, 2**70])
+def test_a_huge_window_is_none(window):
+    inputs = tensors(9, 20, grad=True)
+    for backend in ("auto", "blocked", "reference"):
+        out, plain = (relu_attention(*inputs, backend=backend, **x) for x in ({"window": window}, {}))
+        gradients, expected = (torch.autograd.grad(x.square().sum(), inputs) for x in (out, plain))
+        assert torch.equal(out, plain)
+        assert all(torch.equal(a, b) for a, b in zip(gradients, expected, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.jit.trace warns of itself and of what it takes for constant
+def test_every_tensor_is_looked_at():
+    """A subclass among k and v, a tensor that stands for its negative, and a recording that runs on other tensors."""
+    q, k, v = tensors()
+    expected = relu_attention(q, k, v)
+    wrapped = relu_attention(q, TwoTensor(k, k.clone()), v)
+    assert isinstance(wrapped, TwoTensor)
+    assert torch.equal(wrapped.a, expected)
+    negative = torch.complex(torch.zeros(q.shape), -q).conj().imag
+    assert negative.is_neg()
+    assert torch.equal(relu_attention(negative, k, v), expected)
+    recorded = torch.jit.trace(relu_attention, tuple(torch.zeros_like(x) for x in (q, k, v)), check_trace=False)
+    assert torch.equal(recorded(q, k, v), expected)
+
+
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+def test_values_are_not_read_where_something_traces(mode):
+    """cu_seqlens and a normaliser: the recording serves other values of both."""
+    q, k, v = tensors()
+    record = make_fx(lambda q, k, v, c, n: relu_attention(q, k, v, cu_seqlens=c, normalizer=n), tracing_mode=mode)
+    recorded = record(q, k, v, BOUNDS, torch.ones(6))
+    bounds, normalizer = torch.tensor([0, 1, 6]), torch.arange(1.0, 7)
+    expected = relu_attention(q, k, v, cu_seqlens=bounds, normalizer=normalizer)
+    torch.testing.assert_close(recorded(q, k, v, bounds, normalizer), expected)
+    with torch._subclasses.FakeTensorMode():
+        x = torch.empty(1, 2, 6, 8)
+        for options in ({"cu_seqlens": torch.empty(3, dtype=torch.int32)}, {"normalizer": torch.empty(6)}):
+            assert relu_attention(x, x, x, **options).shape == x.shape
+
+
+def test_documents_that_changed_before_the_backward_pass_are_refused():
+    bounds = DOCUMENTS.clone()
+    inputs = tensors(grad=True)
+    packed = torch.stack([x.transpose(1, 2) for x in tensors()], 2).requires_grad_()
+    outs = relu_attention(*inputs, cu_seqlens=bounds), relu_attention_qkvpacked(packed, cu_seqlens=bounds)
+    bounds[1] = 4
+    for out in outs:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            out.sum().backward()
+
+
 def test_autocast_leaves_the_dtype_alone():
-    for backend in ("blocked", "auto"):
-        inputs = tensors(80, 80, grad=True)
+    inputs, weight = tensors(80, 80, grad=True), torch.randn(1, 2, 80, 4, generator=torch.Generator().manual_seed(3))
+    exact = relu_attention_reference(*(x.double() for x in inputs))
+    expected = [exact.detach(), *torch.autograd.grad((exact * weight).sum(), inputs)]
+    for backend, graph in itertools.product(("blocked", "auto"), (False, True)):
         with torch.autocast("cpu", torch.bfloat16):
             out = relu_attention(*inputs, backend=backend)
-            gradients = torch.autograd.grad(out.sum(), inputs)
-        exact = relu_attention_reference(*(x.double() for x in inputs))
-        assert out.dtype == gradients[0].dtype == torch.float32
-        assert torch.dist(out.detach().double(), exact.detach()) <= 1e-6 * exact.detach().norm()
+            gradients = torch.autograd.grad((out * weight).sum(), inputs, create_graph=graph)
+        for a, b in zip((out, *gradients), expected, strict=True):
+            assert a.dtype == torch.float32
+            assert torch.dist(a.detach().double(), b) <= 1e-6 * b.norm()
 
 
 def test_what_inference_keeps_serves_training():

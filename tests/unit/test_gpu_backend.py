@@ -8,7 +8,7 @@ import torch
 from icrl.attention import gpu
 from icrl.attention.gpu.launch import alignment, rounded, shrink
 from icrl.attention.gpu.layout import gradients, is_packed, rows_first
-from icrl.attention.gpu.tables import HALF, JOINT_TOKENS, SINGLE, WIDTHS, padded, tile
+from icrl.attention.gpu.tables import ELSEWHERE, HALF, JOINT_TOKENS, SINGLE, WIDTHS, padded, tile
 from icrl.attention.problem import Seen
 
 
@@ -47,6 +47,20 @@ def test_what_the_kernels_cannot_compute(changed, seen, reason, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     said = gpu.refusal(*packed(**changed), seen)
     assert said is None if reason is None else reason in said
+
+
+def test_rows_too_far_apart_for_offsets_of_32_bits(monkeypatch):
+    pytest.importorskip("triton", reason="needs triton (requirements-dev)")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    near = torch.empty(1, 1, 64, 16, dtype=torch.bfloat16, device="meta")
+    for rows, columns in ((2**22, 1), (16, 2**22)):
+        far = torch.empty_strided((1, 1, 64, 16), (0, 0, rows, columns), dtype=torch.bfloat16, device="meta")
+        for tensors in ((far, near, near), (near, far, near), (near, near, far)):
+            assert "elements apart, expected less than 4194304" in gpu.refusal(*tensors, Seen())
+    batches = torch.empty_strided((2, 1, 64, 16), (2**40, 2**30, 16, 1), dtype=torch.bfloat16, device="meta")
+    assert gpu.refusal(batches, batches, batches, Seen()) is None
+    tiles = [x for pair in (*HALF.values(), *ELSEWHERE.values()) for x in pair] + [*SINGLE.values()]
+    assert max(max(x.rows, x.keys) for x in tiles) <= 256
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,12 @@ def test_merged_tokens_tell_the_previous_round():
     assert fields[:3] == [[0, 0, 0, 1, 0, 0], [0, 1, 0.5, 0, 0, 1], [1, 0, 0.25, 0, 1, 0]]
 
 
+def test_what_came_before_a_first_round_means_nothing():
+    previous = (torch.tensor([1, 1]), torch.tensor([0.5, torch.nan]))
+    fields = tokenizer_of(MDP, "merged").step(torch.tensor([2, 2]), previous, torch.tensor([3, 0]))
+    assert fields[:, 0].tolist() == [[0, 1, 0.5, 0, 0, 1], [0, 0, 0, 0, 0, 1]]
+
+
 def test_positions_count_episodes_and_steps():
     tokenizer = tokenizer_of(MDP, "paper")
     layout = TheoryLayout(tokenizer, 2, 20)

@@ -7,7 +7,7 @@ import torch
 
 from icrl.config import LinearBanditConfig, ModelConfig
 from icrl.loss import log_loss
-from icrl.model import Transformer
+from icrl.model import Transformer, clip
 
 ENVIRONMENT = LinearBanditConfig(dim=2, n_actions=3, horizon=7)
 
@@ -60,6 +60,22 @@ def test_operator_norm_of_known_matrices():
 def test_operator_norm_has_no_meaning_beside_layer_norm():
     with pytest.raises(ValueError, match="preset=theory"):
         build().operator_norm()
+
+
+def test_heads_wider_than_attention_takes_are_refused_at_once():
+    with pytest.raises(ValueError, match=r"model.embed_dim = 300: expected at most 256 with model.preset = theory"):
+        build(preset="theory", embed_dim=300)
+
+
+def test_the_clip_of_a_token_of_zeros_has_a_gradient():
+    h = torch.zeros(2, 3, requires_grad=True)
+    clip(h, 2.0).sum().backward()
+    assert torch.equal(h.grad, torch.ones(2, 3))
+
+
+def test_an_action_set_of_integers_truncates_no_reward():
+    sets, action, reward = torch.eye(2).repeat(1, 2, 1)[:, :3], torch.tensor([[0, 2, 1]]), torch.rand(1, 3)
+    assert torch.equal(build()(sets.long(), action, reward), build()(sets, action, reward))
 
 
 def test_the_first_policy_is_near_uniform():

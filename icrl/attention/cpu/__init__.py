@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from icrl import native
+from icrl.attention.layout import new_gradients, new_out
 from icrl.attention.problem import Seen
 
 MAX_WIDTH = 256
@@ -40,8 +41,7 @@ def refusal(q: Tensor, k: Tensor, v: Tensor, seen: Seen) -> str | None:
 
 def forward(q: Tensor, k: Tensor, v: Tensor, factor: Tensor, seen: Seen) -> Tensor:
     """factor_i sum_{j seen by i} relu(<q_i, k_j>) v_j, [B,H,N,E] over memory [B,N,H,E]."""
-    batch, heads, n_queries, _ = q.shape
-    out = torch.empty(batch, n_queries, heads, v.shape[3], dtype=q.dtype).transpose(1, 2)
+    out = new_out(q, v)
     problem, _kept = _problem(q, k, v, factor, seen)
     _checked(native.library(SOURCE).relu_attention_forward(problem, _tensor(out)))
     return out
@@ -50,23 +50,12 @@ def forward(q: Tensor, k: Tensor, v: Tensor, factor: Tensor, seen: Seen) -> Tens
 def backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, factor: Tensor, seen: Seen
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk, dv for the gradient of `forward`'s result; views of one [B,N,3,H,D] when q, k and v are of one shape."""
-    dq, dk, dv = _gradients_like(q, k, v)
+    """dq, dk, dv for the gradient of `forward`'s result; views of one [B,N,3,H,D] when q, k and v are."""
+    dq, dk, dv = new_gradients(q, k, v)
     problem, _kept = _problem(q, k, v, factor, seen)
     tensors = b"".join(map(_tensor, (grad, dq, dk, dv)))
     _checked(native.library(SOURCE).relu_attention_backward(problem, tensors))
     return dq, dk, dv
-
-
-def _gradients_like(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    if q.shape == k.shape == v.shape:
-        batch, heads, n_tokens, width = q.shape
-        packed = torch.empty(batch, n_tokens, 3, heads, width, dtype=q.dtype)
-        dq, dk, dv = packed.permute(2, 0, 3, 1, 4).unbind(0)
-        return dq, dk, dv
-    # tokens before heads: what a projection's output is
-    dq, dk, dv = (torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format) for x in (q, k, v))
-    return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)
 
 
 def _tensor(x: Tensor) -> bytes:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from icrl import native
 from icrl.attention.decode.slot import Now, Slot
+from icrl.attention.layout import new_out
 
 SOURCE = Path(__file__).with_name("decode.cpp")
 LANES = 16
@@ -53,7 +54,7 @@ class Held:
     def append_and_attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, now: Now) -> Tensor:
         batch, heads, n_new, key_width = q.shape
         value_width = v.shape[3]
-        out = torch.empty(batch, n_new, heads, value_width, dtype=q.dtype)
+        out = new_out(q, v)
         numbers = (now.longest + n_new) * self.tiles.stride(2) // LANES * batch * self.tiles.shape[1]
         problem = _PROBLEM.pack(
             *(x.data_ptr() for x in (q, k, v, self.tiles, out, now.lengths)),
@@ -67,4 +68,4 @@ class Held:
         threads = 1 if numbers < _SMALL else torch.get_num_threads()
         if native.library(SOURCE).icrl_decode(problem, _TYPES[q.dtype], threads):
             raise MemoryError("out of memory for the scratch of the decoding kernel")
-        return out.transpose(1, 2)
+        return out

@@ -17,6 +17,8 @@ from icrl.attention.problem import Seen
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_WIDTH = 256
+FAR = 2**22
+"""Elements between rows, or columns, from which an offset within a tile of up to 256 of each may leave 32 bits."""
 OLDEST = (8, 0)
 """Compute capability from which `cvt.rn.relu` exists."""
 SMALL_MEMORY = ((8, 6), (8, 9), (12, 0))
@@ -46,11 +48,17 @@ def refusal(q: Tensor, k: Tensor, v: Tensor, seen: Seen) -> str | None:
         return f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}, expected one of float32, float16, bfloat16 for all"
     if not (1 <= q.shape[3] <= MAX_WIDTH and 1 <= v.shape[3] <= MAX_WIDTH):
         return f"heads are {q.shape[3]} wide with values of {v.shape[3]}, expected 1 to {MAX_WIDTH}"
+    if any(map(_far, (q, k, v))) or max(q.shape[1], k.shape[1]) * max(q.shape[3], v.shape[3]) >= FAR:
+        return f"rows lie {q.stride(2)}, {k.stride(2)}, {v.stride(2)} elements apart, expected less than {FAR}"
     if seen.offset < 0:
         return f"the first query is at position {seen.offset}, expected at least 0"
     if q.device.type == "cuda" and torch.version.hip is None:
         return device_refusal(torch.cuda.get_device_capability(q.device), max(q.shape[3], v.shape[3]))
     return None
+
+
+def _far(x: Tensor) -> bool:
+    return any(size > 1 and stride >= FAR for size, stride in zip(x.shape[2:], x.stride()[2:], strict=True))
 
 
 def device_refusal(capability: tuple[int, int], width: int) -> str | None:
@@ -85,6 +93,8 @@ def backward(
     from icrl.attention.gpu.layout import gradients
 
     dq, dk, dv = gradients(q, k, v)
+    if _far(grad):
+        grad = grad.contiguous()
     with torch.cuda.device_of(q):
         for launch in backward_launches(dq, dk, dv, grad, q, k, v, factor.contiguous(), seen):
             launch.run()

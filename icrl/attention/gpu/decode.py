@@ -36,6 +36,7 @@ def decode_kernel(
     """Program (n, s): key heads s * HEADS_TILE.. of environment n. A length at the capacity gives NaN, no write."""
     environment = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * HEADS_TILE + tl.arange(0, HEADS_TILE)
+    far_heads = heads.to(tl.int64)[:, None]
     columns = tl.arange(0, D_TILE)
     here = (heads < KEY_HEADS)[:, None] & (columns < D)[None, :]
     within = heads[:, None] * D + columns[None, :]
@@ -45,21 +46,22 @@ def decode_kernel(
     token: tl.constexpr = 2 * KEY_HEADS * D
     cache = Cache + environment * capacity * token
 
-    k_at = k_environment * environment + heads[:, None] * k_head + columns[None, :] * k_column
-    v_at = v_environment * environment + heads[:, None] * v_head + columns[None, :] * v_column
+    k_at = k_environment * environment + far_heads * k_head + columns[None, :] * k_column
+    v_at = v_environment * environment + far_heads * v_head + columns[None, :] * v_column
     k_new, v_new = tl.load(K + k_at, mask=here, other=0.0), tl.load(V + v_at, mask=here, other=0.0)
     slot = cache + stop.to(tl.int64) * token
     tl.store(slot + within, k_new, mask=here & room)
     tl.store(slot + KEY_HEADS * D + within, v_new, mask=here & room)
 
     for member in tl.static_range(GROUP):
-        q_at = q_environment * environment + (heads * GROUP + member)[:, None] * q_head + columns[None, :] * q_column
+        q_at = q_environment * environment + (far_heads * GROUP + member) * q_head + columns[None, :] * q_column
         q = tl.load(Q + q_at, mask=here, other=0.0).to(tl.float32)
         total = tl.zeros([TOKENS, HEADS_TILE, D_TILE], tl.float32)
         for start in range(0, stop, TOKENS):
             tokens = start + tl.arange(0, TOKENS)
             held = (tokens < stop)[:, None, None] & here[None, :, :]
-            at = cache + (tokens * token)[:, None, None] + within[None, :, :]
+            at = cache + tl.cast(start, tl.int64) * token
+            at += (tl.arange(0, TOKENS) * token)[:, None, None] + within[None, :, :]
             k = tl.load(at, mask=held, other=0.0).to(tl.float32)
             v = tl.load(at + KEY_HEADS * D, mask=held, other=0.0).to(tl.float32)
             weights = tl.maximum(tl.sum(k * q[None, :, :], 2), 0.0, propagate_nan=tl.PropagateNan.ALL)

@@ -55,12 +55,12 @@ def forward_kernel(
         n_keys = n_queries
         batch = batch * 0
     token = first_token.to(tl.int64)
-    Q += batch.to(tl.int64) * (q_batch * ALIGN) + head.to(tl.int64) * (q_head * ALIGN) + token * (q_row * ALIGN)
-    Out += batch.to(tl.int64) * (out_batch * ALIGN) + head.to(tl.int64) * (out_head * ALIGN)
+    Q += batch.to(tl.int64) * q_batch * ALIGN + head.to(tl.int64) * q_head * ALIGN + token * (q_row * ALIGN)
+    Out += batch.to(tl.int64) * out_batch * ALIGN + head.to(tl.int64) * out_head * ALIGN
     Out += token * (out_row * ALIGN)
     key_head = (head // group).to(tl.int64)
-    K += batch.to(tl.int64) * (k_batch * ALIGN) + key_head * (k_head * ALIGN) + token * (k_row * ALIGN)
-    V += batch.to(tl.int64) * (v_batch * ALIGN) + key_head * (v_head * ALIGN) + token * (v_row * ALIGN)
+    K += batch.to(tl.int64) * k_batch * ALIGN + key_head * k_head * ALIGN + token * (k_row * ALIGN)
+    V += batch.to(tl.int64) * v_batch * ALIGN + key_head * v_head * ALIGN + token * (v_row * ALIGN)
 
     q = load_rows(Q, row, n_queries, q_row, q_column, D, ROWS, D_TILE, ALIGN, True)
     if SHRINK != 1.0:

@@ -72,25 +72,26 @@ def joint_kernel(
         n_keys = n_queries
         batch = batch * 0
     token, batch = first_token.to(tl.int64), batch.to(tl.int64)
-    Q += batch * (q_batch * ALIGN) + token * (q_row * ALIGN)
-    DQ += batch * (dq_batch * ALIGN) + token * (dq_row * ALIGN)
-    Grad += batch * (grad_batch * ALIGN) + token * (grad_row * ALIGN)
-    Scaled += batch * (scaled_batch * ALIGN) + token * (scaled_row * ALIGN)
-    Partial += batch * (partial_batch * ALIGN) + token * (partial_row * ALIGN)
-    K += batch * (k_batch * ALIGN) + key_head * (k_head * ALIGN) + token * (k_row * ALIGN)
-    V += batch * (v_batch * ALIGN) + key_head * (v_head * ALIGN) + token * (v_row * ALIGN)
-    DK += batch * (dk_batch * ALIGN) + key_head * (dk_head * ALIGN) + token * (dk_row * ALIGN)
-    DV += batch * (dv_batch * ALIGN) + key_head * (dv_head * ALIGN) + token * (dv_row * ALIGN)
+    Q += batch * q_batch * ALIGN + token * (q_row * ALIGN)
+    DQ += batch * dq_batch * ALIGN + token * (dq_row * ALIGN)
+    Grad += batch * grad_batch * ALIGN + token * (grad_row * ALIGN)
+    Scaled += batch * scaled_batch * ALIGN + token * (scaled_row * ALIGN)
+    Partial += batch * partial_batch * ALIGN + token * (partial_row * ALIGN)
+    K += batch * k_batch * ALIGN + key_head * (tl.cast(k_head, tl.int64) * ALIGN) + token * (k_row * ALIGN)
+    V += batch * v_batch * ALIGN + key_head * (tl.cast(v_head, tl.int64) * ALIGN) + token * (v_row * ALIGN)
+    DK += batch * dk_batch * ALIGN + key_head * (tl.cast(dk_head, tl.int64) * ALIGN) + token * (dk_row * ALIGN)
+    DV += batch * dv_batch * ALIGN + key_head * (tl.cast(dv_head, tl.int64) * ALIGN) + token * (dv_row * ALIGN)
 
     for member in range(group):
         head = key_head * group + member
         for row in range(0, n_queries, ROWS):
             rows = row + tl.arange(0, ROWS)
             factor = tl.load(Factor + first_token + rows, mask=rows < n_queries, other=0.0)
-            Grad_head = Grad + head * (grad_head * ALIGN)
+            Grad_head = Grad + head * (tl.cast(grad_head, tl.int64) * ALIGN)
             grad = load_rows(Grad_head, row, n_queries, grad_row, grad_column, E, ROWS, E_TILE, ALIGN, True)
             grad = (grad.to(tl.float32) * factor[:, None]).to(Scaled.dtype.element_ty)
-            pointers = tile_pointers(Scaled + head * (scaled_head * ALIGN), row, scaled_row, 1, ROWS, E_TILE, ALIGN)
+            Scaled_head = Scaled + head * (tl.cast(scaled_head, tl.int64) * ALIGN)
+            pointers = tile_pointers(Scaled_head, row, scaled_row, 1, ROWS, E_TILE, ALIGN)
             tl.store(pointers, grad, mask=inside(row, n_queries, E, ROWS, E_TILE))
 
     for start in range(0, n_keys, KEYS):
@@ -106,10 +107,10 @@ def joint_kernel(
         dv = tl.zeros([KEYS, E_TILE], tl.float32)
         for member in range(group):
             head = key_head * group + member
-            Q_head = Q + head * (q_head * ALIGN)
-            Scaled_head = Scaled + head * (scaled_head * ALIGN)
-            DQ_head = DQ + head * (dq_head * ALIGN)
-            Partial_head = Partial + head * (partial_head * ALIGN)
+            Q_head = Q + head * (tl.cast(q_head, tl.int64) * ALIGN)
+            Scaled_head = Scaled + head * (tl.cast(scaled_head, tl.int64) * ALIGN)
+            DQ_head = DQ + head * (tl.cast(dq_head, tl.int64) * ALIGN)
+            Partial_head = Partial + head * (tl.cast(partial_head, tl.int64) * ALIGN)
             if CAUSAL:
                 for row in tl.range(first, tl.minimum(full_first, last), ROWS):
                     dk, dv = _visit(

@@ -69,12 +69,12 @@ def dq_kernel(
         batch = batch * 0
     token, batch = first_token.to(tl.int64), batch.to(tl.int64)
     key_head = head // group
-    Q += batch * (q_batch * ALIGN) + head * (q_head * ALIGN) + token * (q_row * ALIGN)
-    DQ += batch * (dq_batch * ALIGN) + head * (dq_head * ALIGN) + token * (dq_row * ALIGN)
-    Grad += batch * (grad_batch * ALIGN) + head * (grad_head * ALIGN) + token * (grad_row * ALIGN)
-    Scaled += batch * (scaled_batch * ALIGN) + head * (scaled_head * ALIGN) + token * (scaled_row * ALIGN)
-    K += batch * (k_batch * ALIGN) + key_head * (k_head * ALIGN) + token * (k_row * ALIGN)
-    V += batch * (v_batch * ALIGN) + key_head * (v_head * ALIGN) + token * (v_row * ALIGN)
+    Q += batch * q_batch * ALIGN + head * q_head * ALIGN + token * (q_row * ALIGN)
+    DQ += batch * dq_batch * ALIGN + head * dq_head * ALIGN + token * (dq_row * ALIGN)
+    Grad += batch * grad_batch * ALIGN + head * grad_head * ALIGN + token * (grad_row * ALIGN)
+    Scaled += batch * scaled_batch * ALIGN + head * scaled_head * ALIGN + token * (scaled_row * ALIGN)
+    K += batch * k_batch * ALIGN + key_head * k_head * ALIGN + token * (k_row * ALIGN)
+    V += batch * v_batch * ALIGN + key_head * v_head * ALIGN + token * (v_row * ALIGN)
 
     q = load_rows(Q, row, n_queries, q_row, q_column, D, ROWS, D_TILE, ALIGN, True)
     if SHRINK != 1.0:
@@ -158,10 +158,10 @@ def dkdv_kernel(
         n_keys = n_queries
         batch = batch * 0
     token, batch = first_token.to(tl.int64), batch.to(tl.int64)
-    K += batch * (k_batch * ALIGN) + key_head * (k_head * ALIGN) + token * (k_row * ALIGN)
-    V += batch * (v_batch * ALIGN) + key_head * (v_head * ALIGN) + token * (v_row * ALIGN)
-    DK += batch * (dk_batch * ALIGN) + key_head * (dk_head * ALIGN) + token * (dk_row * ALIGN)
-    DV += batch * (dv_batch * ALIGN) + key_head * (dv_head * ALIGN) + token * (dv_row * ALIGN)
+    K += batch * k_batch * ALIGN + key_head * k_head * ALIGN + token * (k_row * ALIGN)
+    V += batch * v_batch * ALIGN + key_head * v_head * ALIGN + token * (v_row * ALIGN)
+    DK += batch * dk_batch * ALIGN + key_head * dk_head * ALIGN + token * (dk_row * ALIGN)
+    DV += batch * dv_batch * ALIGN + key_head * dv_head * ALIGN + token * (dv_row * ALIGN)
 
     k = load_rows(K, start, n_keys, k_row, k_column, D, KEYS, D_TILE, ALIGN, True)
     v = load_rows(V, start, n_keys, v_row, v_column, E, KEYS, E_TILE, ALIGN, True)
@@ -174,8 +174,8 @@ def dkdv_kernel(
     dv = tl.zeros([KEYS, E_TILE], tl.float32)
     for member in range(group):
         head = key_head * group + member
-        Q_head = Q + batch * (q_batch * ALIGN) + head * (q_head * ALIGN) + token * (q_row * ALIGN)
-        Scaled_head = Scaled + batch * (scaled_batch * ALIGN) + head * (scaled_head * ALIGN)
+        Q_head = Q + batch * q_batch * ALIGN + head * q_head * ALIGN + token * (q_row * ALIGN)
+        Scaled_head = Scaled + batch * scaled_batch * ALIGN + head * scaled_head * ALIGN
         Scaled_head += token * (scaled_row * ALIGN)
         if CAUSAL:
             for row in tl.range(first, tl.minimum(full_first, last), ROWS):

@@ -28,9 +28,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.module import _has_any_global_hook
 
 from icrl import native
-from icrl.attention import cpu
+from icrl.attention import cpu, ops
 
 SOURCE = Path(__file__).with_name("block.cpp")
 INCLUDE = Path(cpu.__file__).parent
@@ -44,6 +45,7 @@ _log = logging.getLogger(__name__)
 
 Parts = tuple[nn.LayerNorm, nn.Linear, nn.Linear, nn.LayerNorm, nn.Linear, nn.Linear]
 """attention_norm, qkv [3D,D], output [D,D], mlp_norm, mlp_in [D',D], mlp_out [D,D']; each with weight and bias."""
+_KINDS = (nn.LayerNorm, nn.Linear, nn.Linear, nn.LayerNorm, nn.Linear, nn.Linear)
 
 
 class Sizes(ctypes.Structure):
@@ -53,7 +55,9 @@ class Sizes(ctypes.Structure):
 
 
 def refusal(h_BND: Tensor, parts: Parts, heads: int) -> str | None:
-    """Why this block is not computed here, None when it is; a reason is logged the first time."""
+    """Why this block is not computed here, None when it is; logged the first time, except while compiling."""
+    if torch.compiler.is_compiling():
+        return "torch.compile fuses the composition itself"  # before a log, which would break the graph
     reason = _refusal(h_BND, parts, heads)
     if reason is not None:
         _log_once(reason)
@@ -77,15 +81,21 @@ def pointers(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
 def _refusal(h_BND: Tensor, parts: Parts, heads: int) -> str | None:
     width, inner = h_BND.shape[-1], parts[4].out_features
     parameters = list(chain.from_iterable(part.parameters(recurse=False) for part in parts))
-    if torch.compiler.is_compiling():
-        return "torch.compile fuses the composition itself"
-    if h_BND.device.type != "cpu":
-        return f"it is made for CPUs, got {h_BND.device}"
+    if ops.is_traced(h_BND, *parameters) or ops.is_transformed():
+        return "something looks at operations or transforms them, and it is none"
+    for tensor in (h_BND, *parameters):
+        if tensor.device.type != "cpu":
+            return f"it is made for CPUs, got a tensor on {tensor.device}"
     if any(tensor.dtype != torch.float32 for tensor in (h_BND, *parameters)):
         return f"it computes in float32, got {h_BND.dtype} and parameters in {parameters[0].dtype}"
     if any(hasattr(parameter, "ds_id") for parameter in parameters):
         return "under ZeRO-3 parameters are gathered where their module is called, it calls none"
-    if any(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks for part in parts):
+    if any(type(part) is not kind for part, kind in zip(parts, _KINDS, strict=True)):
+        return "a part of the block has a class of its own, with a forward pass of its own"
+    if _has_any_global_hook() or any(  # type: ignore[no-untyped-call]
+        part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
+        for part in parts
+    ):
         return "a hook waits for a call of a part of the block, it calls none"
     if width % 8 or width // heads % 8 or inner % 8 or width > MAX_WIDTH or inner > MAX_INNER:
         return (
@@ -116,7 +126,7 @@ class _Block(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         h, mixed, *parameters = ctx.saved_tensors
-        dh, flat = torch.empty_like(h), torch.empty(sum(parameter.numel() for parameter in parameters))
+        dh, flat = torch.empty_like(h), h.new_empty(sum(parameter.numel() for parameter in parameters))
         _call(
             "practical_block_backward", h, ctx.heads, ctx.epsilon, parameters, (h, mixed, grad.contiguous(), dh, flat)
         )
