@@ -199,8 +199,10 @@ def test_a_rank_that_fails_says_so_itself_and_the_others_name_it(tmp_path: Path)
     assert time.monotonic() - began < SILENT_S, "its word is there: nothing to wait for"
     assert [heart.speaks() for heart in hearts] == [False, True, False], "the first of those that failed"
     hearts[0].stop()
-    Heart(tmp_path, 1, 3, 100).start()
-    assert [beat.error is None for beat in hearts[0].beats()] == [True, False], "a new attempt begins with a new word"
+    again = Heart(tmp_path, 1, 3, 100)
+    again.start()
+    assert [beat.error is None for beat in again.beats()] == [True, False], "a new attempt begins with a new word"
+    again.stop()
 
 
 def test_an_error_that_is_no_collectives_is_left_alone(tmp_path: Path) -> None:
