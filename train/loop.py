@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -118,8 +118,9 @@ def _reporting(run: RunDirectory, hooks: Hooks, heart: Heart) -> Iterator[None]:
             heart.stop(f"{type(error).__name__}: {error}")
         message = str(lost or error)
         if heart.speaks():
-            run.set_status("failed", error=message.partition("\n")[0])
             hooks.failed(message)
+            with suppress(OSError):  # on a full disk the status stays what it was
+                run.set_status("failed", error=message.partition("\n")[0])
         if lost is None:
             raise
         raise lost from error
