@@ -127,6 +127,48 @@ def drained(cluster: Any, node: str) -> None:
     subprocess.run([*command, "--deadline-remaining-seconds", "300"], check=True, timeout=60)
 
 
+class Training:
+    """A training of Ray workers on both nodes, and the same one that nothing disturbed."""
+
+    def __init__(self, cluster: Any, commands: Any, config: Path, folder: Path, workers: int) -> None:
+        words = [
+            f"train.workers={workers}",
+            "dataset.source=virtual",
+            "train.steps=1200",
+            "train.checkpoint_every=1100",
+        ]
+        words += ["train.log_every=20", "train.validate_every=400"]
+        commands.run("train", config, f"storage.root={folder / 'undisturbed'}", *words)
+        self.undisturbed = only(folder / "undisturbed" / "runs")
+        self.root = folder / "shared"
+        self.command = ("cluster", "run", config, f"storage.root={self.root}", "--address", cluster.address, *words)
+        self.process = commands.start(*self.command)
+
+    @property
+    def run(self) -> Path:
+        return only(self.root / "runs")
+
+    @property
+    def nodes(self) -> list[str]:
+        """The node of each rank."""
+        return list(json.loads((self.run / "logs" / "training.json").read_text())["node_of_rank"])
+
+    def until(self, step: int) -> None:
+        """Wait for the record of a step past this one."""
+        deadline = time.monotonic() + 200
+        metrics = "runs/*/metrics.jsonl"
+        while not any(record["step"] > step for path in self.root.glob(metrics) for record in read_records(path)):
+            assert self.process.poll() is None, self.process.communicate()[0][-3000:]
+            assert time.monotonic() < deadline, "training never came so far"
+            time.sleep(0.05)
+
+    def require_undisturbed(self, lasting_records: Any) -> None:
+        """Check that weights and records are those of the other one."""
+        assert (self.run / "model.safetensors").read_bytes() == (self.undisturbed / "model.safetensors").read_bytes()
+        records = [record for record in lasting_records(self.run) if "eval/regret_final" not in record[1]]
+        assert records == lasting_records(self.undisturbed)
+
+
 @pytest.mark.parametrize("workers", [2, 4])
 def test_a_node_that_is_taken_away_ends_in_a_checkpoint_and_loses_no_step(
     workers: int,
@@ -138,39 +180,44 @@ def test_a_node_that_is_taken_away_ends_in_a_checkpoint_and_loses_no_step(
     lasting_records: Any,
 ) -> None:
     """Two workers find room on the node that stays, and go on there; four do not, and the command ends."""
-    words = [f"train.workers={workers}", "dataset.source=virtual", "train.steps=1200", "train.checkpoint_every=1100"]
-    words += ["train.log_every=20", "train.validate_every=400"]
-    undisturbed, root = tmp_path / "undisturbed", tmp_path / "shared"
-    commands.run("train", config, f"storage.root={undisturbed}", *words)
-    command = ("cluster", "run", config, f"storage.root={root}", "--address", cluster.address, *words)
-    process = commands.start(*command)
-    deadline = time.monotonic() + 200
-    while not any(record["step"] > 40 for path in root.glob("runs/*/metrics.jsonl") for record in read_records(path)):
-        assert process.poll() is None, process.communicate()[0][-3000:]
-        assert time.monotonic() < deadline, "training never began"
-        time.sleep(0.05)
-    run = only(root / "runs")
-    nodes = json.loads((run / "logs" / "training.json").read_text())["node_of_rank"]
+    training = Training(cluster, commands, config, tmp_path, workers)
+    training.until(40)
     (away,) = [word.removeprefix("--node_id=") for word in second.cmdline() if word.startswith("--node_id=")]
-    (head,) = set(nodes) - {away}
+    (head,) = set(training.nodes) - {away}
     drained(cluster, away)
-    output, _ = process.communicate(timeout=300)
+    output, _ = training.process.communicate(timeout=300)
+    run = training.run
     steps = [int(path.name.removeprefix("step-")) for path in (run / "checkpoints").iterdir()]
     if workers == 2:
-        assert process.returncode == 0, output[-3000:]
-        assert json.loads((run / "logs" / "training.json").read_text())["node_of_rank"] == [head, head]
+        assert training.process.returncode == 0, output[-3000:]
+        assert training.nodes == [head, head]
     else:
-        assert process.returncode == 143, output[-3000:]
+        assert training.process.returncode == 143, output[-3000:]
         assert "a node is being taken away" in output
         assert json.loads((run / "status.json").read_text())["state"] == "stopped"
         assert 40 < min(steps) < 1100, "a checkpoint of its own"
         cluster.retire(second)
         third = cluster.add_node(cpus=2)
         try:
-            commands.run(*command)
+            commands.run(*training.command)
         finally:
             cluster.retire(third)
-    whole = only(undisturbed / "runs")
-    assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-    records = [record for record in lasting_records(run) if "eval/regret_final" not in record[1]]
-    assert records == lasting_records(whole)
+    training.require_undisturbed(lasting_records)
+
+
+def test_a_node_that_dies_in_training_costs_the_steps_since_a_checkpoint(
+    cluster: Any,
+    second: psutil.Process,
+    config: Path,
+    tmp_path: Path,
+    commands: Any,
+    lasting_records: Any,
+) -> None:
+    training = Training(cluster, commands, config, tmp_path, workers=2)
+    training.until(40)
+    assert len(set(training.nodes)) == 2
+    cluster.cut_power(second)
+    output, _ = training.process.communicate(timeout=400)
+    assert training.process.returncode == 0, output[-3000:]
+    assert len(set(training.nodes)) == 1
+    training.require_undisturbed(lasting_records)
