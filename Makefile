@@ -23,7 +23,7 @@ demo: $(VENV)/runtime.stamp ## generate, pretrain and evaluate: a transformer le
 
 test: lint ## every check, but for the slow ones
 	$(RUN) pytest tests/unit tests/numerics -m "not slow" -n 2 $(PYTEST_FLAGS)
-	$(RUN) pytest tests/integration -m "not slow" -n 2 --dist loadgroup $(PYTEST_FLAGS)
+	$(RUN) pytest tests/integration -m "not slow" -n 3 --dist loadgroup $(PYTEST_FLAGS)
 
 test-slow: $(VENV)/dev.stamp ## the checks that take minutes
 	$(RUN) pytest -m slow $(PYTEST_FLAGS)

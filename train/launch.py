@@ -207,6 +207,8 @@ def spawn(arguments: Sequence[str], plan: TrainPlan, steps: int) -> int:
             ranks.append(
                 subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_die_with_parent)  # noqa: PLW1509
             )
+            if received:  # while it was started, and `forward` did not know it yet
+                ranks[-1].send_signal(signal.SIGTERM)
         with Progress() as progress, watching(plan.run, steps, progress):
             code = _wait(ranks)
     finally:
